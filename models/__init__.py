@@ -1,0 +1,20 @@
+"""The suite: one readable Pyro program per file, installed as `vinppl.models`."""
+
+from vinppl.models.duffing import Duffing, DuffingConfig
+from vinppl.models.hierarchical import Hierarchical, HierarchicalConfig
+from vinppl.models.mass_spring import MassSpring, MassSpringConfig
+from vinppl.models.noisy_states import NoisyStates, NoisyStatesConfig
+from vinppl.models.pendulum import Pendulum, PendulumConfig
+
+__all__ = [
+    "Duffing",
+    "DuffingConfig",
+    "Hierarchical",
+    "HierarchicalConfig",
+    "MassSpring",
+    "MassSpringConfig",
+    "NoisyStates",
+    "NoisyStatesConfig",
+    "Pendulum",
+    "PendulumConfig",
+]

@@ -1,0 +1,143 @@
+"""A variational integrator network on noisy states: paper section 3.1 as a probabilistic program.
+
+    q0_n ~ Normal(0, s_q)          v0_n ~ Normal(0, s_v)          one per trajectory n
+    M d2q/dt2 = -dU_theta/dq - c v                                U_theta a neural network
+    x_nt = VIN_theta(q0_n, v0_n, t)                               VIN-SV, VIN-VV or VIN-SO(2)
+    y_ntc ~ Noise(x_nt, noise_scale_c)                            one per observed sample
+
+==========================  ===========  ============  =========  ========================
+site                        symbol       shape         support    prior (default)
+==========================  ===========  ============  =========  ========================
+initial_position            q0           (N, dim)      real       Normal(0, 2 x rms q)
+initial_velocity            v0           (N, dim)      real       Normal(0, 2 x rms v)
+potential.network.weight_l  theta        per layer     real       point estimate, or
+potential.network.bias_l                                          Normal(0, s / sqrt(fan-in))
+mass                        M            ()            > 0        fixed at 1
+damping.coefficient         c            ()            > 0        none (no damping)
+noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
+obs                         y            (N, T, C)     real       observed
+==========================  ===========  ============  =========  ========================
+
+The initial states are amortised: the guide's encoder reads the whole window. With weights as point
+estimates the forecast bands carry the uncertainty of initial states and noise, not of the potential;
+`weight_prior_scale` adds the weights. From a motion alone only U/M is defined, so the mass is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+
+from vinppl.data import Trajectories
+from vinppl.dynamics import VIN
+from vinppl.emissions import NoiseName, make_emission
+from vinppl.forces import LinearDamping
+from vinppl.manifolds import Manifold
+from vinppl.potentials import NeuralPotential
+from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, state_scales
+from vinppl.state import PhaseState, Trajectory
+
+__all__ = ["NoisyStates", "NoisyStatesConfig"]
+
+
+@dataclass(frozen=True)
+class NoisyStatesConfig:
+    """Options of the neural model. Pairs are (median, sd of the logarithm) of log-normal priors.
+
+    Attributes:
+        integrator: `velocity_verlet` (VIN-VV), `stormer_verlet` (VIN-SV), `so2` (VIN-SO(2)) or another.
+        angles: indices of coordinates that are angles; the network then sees their sine and cosine.
+            `None` takes every coordinate with `so2` and those marked in the data otherwise.
+        hidden_sizes: widths of the hidden layers of the potential.
+        activation: activation of the potential.
+        weight_prior_scale: `None` for point estimates of the weights, else the scale of their prior.
+        mass: prior of M; `None` fixes it at one.
+        damping: prior of c; `None` for no damping.
+        noise: how the measurements scatter.
+        noise_scale: prior of the noise scale of every channel; `None` sets it by the data.
+        correlation_time: prior of the memory of `ar1` noise; `None` sets it by the data.
+        initial_scale: sds of the priors of initial position and velocity; `None` sets them by the data.
+        max_step_size: longest integration step, in units of time; `None` steps from sample to sample.
+        network_seed: seed of the initial weights.
+    """
+
+    integrator: str = "velocity_verlet"
+    angles: tuple[int, ...] | None = None
+    hidden_sizes: tuple[int, ...] = (1000,)
+    activation: str = "tanh"
+    weight_prior_scale: float | None = None
+    mass: tuple[float, float] | None = None
+    damping: tuple[float, float] | None = None
+    noise: NoiseName = "gaussian"
+    noise_scale: tuple[float, float] | None = None
+    correlation_time: tuple[float, float] | None = None
+    initial_scale: tuple[float, float] | None = None
+    max_step_size: float | None = None
+    network_seed: int = 0
+
+
+class NoisyStates(PyroModule):
+    """The VIN on noisy states as a Pyro model; see the module docstring for equations and sites.
+
+    Args:
+        data: sets coordinates, channels and, where the options leave them open, the scales of priors.
+        config: options.
+    """
+
+    Config: ClassVar[type] = NoisyStatesConfig
+    default_guide: ClassVar[str] = "amortised"
+
+    def __init__(self, data: Trajectories, config: NoisyStatesConfig = NoisyStatesConfig()) -> None:  # noqa: B008
+        super().__init__()
+        self.config = config
+        q_scale, v_scale = state_scales(data)
+        potential = NeuralPotential(
+            self._manifold(data),
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            weight_prior_scale=config.weight_prior_scale,
+            input_scale=float(q_scale.mean()),
+            generator=torch.Generator().manual_seed(config.network_seed),
+        )
+        self.vin = VIN(
+            potential,
+            mass=1.0 if config.mass is None else log_normal(*config.mass),
+            forces=[] if config.damping is None else [LinearDamping(log_normal(*config.damping))],
+            integrator=config.integrator,
+        )
+        self.emission = make_emission(
+            config.noise,
+            noise_prior(data, config.noise_scale),
+            num_channels=data.num_channels,
+            correlation_time=correlation_prior(data, config.correlation_time),
+        )
+        q_scale, v_scale = initial_scales(data, config.initial_scale)
+        self.register_buffer("q_scale", q_scale)
+        self.register_buffer("v_scale", v_scale)
+        self.to(data.values.dtype).to(data.values.device)
+
+    def _manifold(self, data: Trajectories) -> Manifold:
+        angles = self.config.angles
+        if angles is None:
+            marked = {c.coordinate for c in data.channels if c.angle}
+            all_angles = self.config.integrator.startswith("so2") and not marked
+            angles = tuple(range(data.dim)) if all_angles else tuple(sorted(marked))
+        return Manifold(tuple(i in angles for i in range(data.dim)))
+
+    def forward(self, data: Trajectories) -> Trajectory:
+        """Run the generative program on the times and observations of `data`."""
+        trajectories = pyro.plate("trajectory", data.num_trajectories, dim=-1)
+        with trajectories:
+            q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
+            v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
+        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
+        noise = self.emission(data.observe(path), data.times, mask=data.mask)
+        with trajectories:
+            self.vin.record(path)
+            pyro.sample("obs", noise, obs=data.values)
+        return path

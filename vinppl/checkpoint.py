@@ -1,0 +1,70 @@
+"""Checkpoints: plain tensors and values, written whole and renamed into place.
+
+Files hold nothing but tensors, numbers, strings, lists and dicts and are read with
+`weights_only=True`: loading a file of unknown origin runs no code of its author's.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from vinppl.errors import DataError
+
+__all__ = ["load_checkpoint", "save_checkpoint", "write_atomically"]
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
+    """Write a file through `write` beside its target and rename it into place.
+
+    A reader sees the old file or the new one, never half of either; on failure the
+    old file stays and nothing is left behind.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Save a state of tensors and plain values."""
+    write_atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any] | None:
+    """Return the saved state, or `None` if there is no file.
+
+    Raises:
+        DataError: if the file is damaged or holds foreign objects.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]}). "
+            "Delete it to start the run afresh."
+        ) from error
+    if not isinstance(state, dict):
+        raise DataError(f"{path}: not a checkpoint of this library. Delete it to start the run afresh.")
+    return state

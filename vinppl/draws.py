@@ -1,0 +1,231 @@
+"""Draws of latent sites as arrays, and models run on many draws at once.
+
+A draw array has shape `(num_draws, *plates, *event)`: the plates a site stands in
+and its own event, without the singleton dimensions that Pyro's broadcasting needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from vinppl._checks import require
+
+__all__ = [
+    "Draws",
+    "collect",
+    "latent_sites",
+    "plate_nesting",
+    "pointwise_log_likelihood",
+    "predict",
+    "seeded",
+]
+
+Draws = dict[str, Tensor]
+"""Sites by name, each `(num_draws, *plates, *event)`."""
+
+
+class seeded:
+    """Run a block on its own random stream and leave the caller's as it was."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._fork.__exit__(*exception)
+
+
+def prototype(model: Any, *args: Any) -> Any:
+    """Return a trace of one run of `model`, on its own random stream and without side effects."""
+    with seeded(0), torch.no_grad():
+        return poutine.block(poutine.trace(model).get_trace)(*args)
+
+
+def plate_nesting(trace: Any) -> int:
+    """Return the number of plates that the traced model nests."""
+    dims = [
+        frame.dim
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return -min(dims) if dims else 0
+
+
+def latent_sites(trace: Any) -> list[str]:
+    """Return the names of the sites that inference is about, in the order of the model."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic", False)
+    ]
+
+
+def trace_batch(model: Any, args: tuple[Any, ...], num_draws: int, nesting: int) -> Any:
+    """Return a trace of one run of `model` inside of a plate of draws, unseen by outer handlers."""
+
+    def run() -> Any:
+        with pyro.plate("_draws", num_draws, dim=-1 - nesting):
+            return poutine.trace(model).get_trace(*args)
+
+    return poutine.block(run)()
+
+
+def collect(trace: Any, names: Sequence[str], num_draws: int, nesting: int) -> Draws:
+    """Return draw arrays from a trace that ran inside of a plate of draws at `-1 - nesting`."""
+    return {name: _without_singletons(trace.nodes[name], num_draws, nesting) for name in names}
+
+
+def _own_plates(site: Mapping[str, Any]) -> set[int]:
+    return {f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"}
+
+
+def _without_singletons(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:
+    value, event = site["value"], site["fn"].event_dim
+    missing = nesting + 1 + event - value.ndim
+    value = value.reshape((1,) * missing + tuple(value.shape))
+    value = value.expand(num_draws, *value.shape[1:])
+    own = _own_plates(site)
+    outer = [value.ndim - event + dim for dim in range(-nesting, 0) if dim not in own]
+    keep = [size for axis, size in enumerate(value.shape) if axis not in outer]
+    return value.reshape(keep)
+
+
+def _with_singletons(value: Tensor, site: Mapping[str, Any], nesting: int) -> Tensor:
+    own, event = _own_plates(site), site["fn"].event_dim
+    plates = list(value.shape[1 : value.ndim - event])
+    shape = [value.shape[0]]
+    for dim in range(-nesting, 0):
+        shape.append(plates.pop(0) if dim in own else 1)
+    return value.reshape(shape + list(value.shape[value.ndim - event :]))
+
+
+def _run(model: Any, draws: Mapping[str, Tensor], args: tuple[Any, ...], trace: Any) -> tuple[Any, int, int]:
+    """Run `model` once on a batch of draws; return its trace, the number of draws and the nesting."""
+    nesting = plate_nesting(trace)
+    num_draws = next(iter(draws.values())).shape[0]
+    latent = latent_sites(trace)
+    missing = [name for name in latent if name not in draws]
+    require(not missing, "draws must hold every latent site of the model", f"none of {', '.join(missing)}")
+    values = {name: _with_singletons(draws[name], trace.nodes[name], nesting) for name in latent}
+    conditioned = poutine.condition(model, data=values)
+    return trace_batch(conditioned, args, num_draws, nesting), num_draws, nesting
+
+
+def predict(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    *,
+    sites: Sequence[str] | None = None,
+    chunk_size: int = 250,
+    seed: int = 0,
+) -> Draws:
+    """Run `model` forward from posterior (or prior) draws on the times of `data`.
+
+    Everything below the latent sites is computed afresh: deterministic sites among the
+    draws are ignored, observed sites are sampled.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        draws: latent sites, each `(num_draws, *plates, *event)`.
+        data: where to predict; its values are not looked at.
+        sites: sites to return; by default all observed and deterministic ones.
+        chunk_size: draws that run as one batch.
+        seed: of the predictive noise.
+
+    Returns:
+        The sites, each `(num_draws, *plates, *event)`.
+    """
+    free = poutine.uncondition(model)
+    trace = prototype(model, data)
+    chunks: list[Draws] = []
+    num_draws = next(iter(draws.values())).shape[0]
+    with seeded(seed), torch.no_grad():
+        for start in range(0, num_draws, chunk_size):
+            part = {name: value[start : start + chunk_size] for name, value in draws.items()}
+            ran, size, nesting = _run(free, part, (data,), trace)
+            wanted = _outputs(trace) if sites is None else sites
+            chunks.append(collect(ran, [name for name in wanted if name in ran.nodes], size, nesting))
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _outputs(trace: Any) -> list[str]:
+    """Return the observed and deterministic sites of a model."""
+    latent = set(latent_sites(trace))
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and name not in latent and not site_is_subsample(site)
+    ]
+
+
+def pointwise_log_likelihood(
+    model: Any, draws: Mapping[str, Tensor], data: Any, *, chunk_size: int = 250
+) -> Draws:
+    """Return the log density of every observed entry under every draw.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        draws: latent sites, each `(num_draws, *plates, *event)`.
+        data: the measurements.
+        chunk_size: draws that run as one batch.
+
+    Returns:
+        For each observed site an array `(num_draws, *plates, *event)` where its distribution
+        can tell entries apart, otherwise `(num_draws, *plates)`. Entries that were not observed are zero.
+    """
+    trace = prototype(model, data)
+    observed = [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+    observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic", False)]
+    chunks: list[Draws] = []
+    num_draws = next(iter(draws.values())).shape[0]
+    with torch.no_grad():
+        for start in range(0, num_draws, chunk_size):
+            part = {name: value[start : start + chunk_size] for name, value in draws.items()}
+            ran, size, nesting = _run(model, part, (data,), trace)
+            chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _entries(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:
+    """Return the log density of a site entry by entry."""
+    distribution, value = site["fn"], site["value"]
+    mask: Any = None
+    while True:
+        if hasattr(distribution, "pointwise_log_prob"):
+            dense, event = distribution.pointwise_log_prob(value), distribution.event_dim
+            break
+        if isinstance(distribution, pyro.distributions.MaskedDistribution):
+            mask, distribution = distribution._mask, distribution.base_dist
+        elif isinstance(distribution, torch.distributions.Independent):
+            if mask is not None:
+                mask = torch.as_tensor(mask)[(...,) + (None,) * distribution.reinterpreted_batch_ndims]
+            distribution = distribution.base_dist
+        else:
+            dense = distribution.log_prob(value)
+            event = site["fn"].event_dim - len(distribution.event_shape)
+            break
+    if mask is not None:
+        dense = torch.where(torch.as_tensor(mask), dense, 0.0)
+    carrier = {
+        "value": dense,
+        "fn": pyro.distributions.Normal(dense, 1.0, validate_args=False).to_event(event),
+        "cond_indep_stack": site["cond_indep_stack"],
+    }
+    return _without_singletons(carrier, num_draws, nesting)

@@ -1,0 +1,190 @@
+"""Where inference starts: a mode of the posterior, reached through growing horizons.
+
+The posterior of an oscillation over many periods has a mode for every wrong
+count of them. A fit to the first part of the record has none within reach, and
+each longer part starts from the fit to the one before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vinppl.errors import ConvergenceWarning
+from vinppl.logdensity import LogDensity
+
+if TYPE_CHECKING:
+    from vinppl.data import Trajectories
+
+__all__ = ["Start", "find_start", "laplace_covariance", "starting_values"]
+
+HORIZONS = (0.1, 0.25, 0.5, 1.0)
+"""Shares of the record that are fitted one after the other."""
+
+MAX_CURVATURE_SIZE = 100
+"""Latent variables up to which the curvature at the mode is computed."""
+
+
+class Start(NamedTuple):
+    """Where inference starts, and the shape of the posterior around it.
+
+    Attributes:
+        density: log density of the whole record.
+        centre: a mode in unconstrained space, shape `(size,)`.
+        covariance: inverse curvature there, shape `(size, size)`; `None` if it was not computed.
+        values: the latent sites at the mode.
+        converged: whether the search ended at a stationary point.
+    """
+
+    density: LogDensity
+    centre: Tensor
+    covariance: Tensor | None
+    values: dict[str, Tensor]
+    converged: bool
+
+
+def find_start(
+    model: Any,
+    data: Trajectories,
+    *,
+    initial_values: Mapping[str, Tensor] | None = None,
+    horizons: Sequence[float] = HORIZONS,
+    max_iterations: int = 40,
+) -> Start:
+    """Climb to a mode of the posterior by L-BFGS over growing horizons.
+
+    On the whole record the climb goes on in coordinates whitened by the curvature, where a
+    narrow and tilted posterior is round.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        data: the measurements.
+        initial_values: constrained starting values by site. By default those of the model's
+            own `initial_values(data)` where it has one, otherwise prior medians.
+        horizons: shares of the record, growing to 1.
+        max_iterations: L-BFGS iterations for each share, and after each whitening.
+
+    Warns:
+        ConvergenceWarning: if the search did not end at a stationary point.
+    """
+    values = dict(starting_values(model, data) if initial_values is None else initial_values)
+    lengths = sorted({max(min(8, data.num_times), round(share * data.num_times)) for share in horizons})
+    for length in lengths:
+        part = data if length >= data.num_times else data.first(length)
+        density = LogDensity(model, part, initial_values=values)
+        point = _climb(density, density.initial, max_iterations)
+        values = _detached(density.constrain(point))
+    covariance = None
+    if density.size <= MAX_CURVATURE_SIZE:
+        for _ in range(3):
+            covariance = laplace_covariance(density, point)
+            if covariance is None:
+                break
+            factor = torch.linalg.cholesky(covariance)
+            point, before = point + factor @ _climb_whitened(density, point, factor, max_iterations), point
+            if float((point - before).square().div(covariance.diagonal()).amax()) < 0.1**2:
+                break
+    converged = _is_stationary(density, point, covariance)
+    if not converged:
+        warnings.warn(
+            "the search for a mode of the posterior did not converge; inference starts from where it ended",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return Start(density, point, covariance, _detached(density.constrain(point)), converged)
+
+
+def starting_values(model: Any, data: Trajectories) -> dict[str, Tensor]:
+    """Return the model's own rough estimates, or nothing where it has none."""
+    estimate = getattr(model, "initial_values", None)
+    return dict(estimate(data)) if callable(estimate) else {}
+
+
+def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _climb_whitened(density: LogDensity, centre: Tensor, factor: Tensor, max_iterations: int) -> Tensor:
+    def whitened(x: Tensor) -> Tensor:
+        return density(centre + factor @ x)
+
+    return _climb(whitened, torch.zeros_like(centre), max_iterations)
+
+
+def _is_stationary(density: LogDensity, point: Tensor, covariance: Tensor | None) -> bool:
+    """Return whether a Newton step would move by less than a fifth of a posterior sd anywhere."""
+    _, gradient = density.value_and_gradient(point)
+    if covariance is None:
+        return bool(gradient.abs().amax() < 1.0)
+    step = covariance @ gradient
+    return bool((step.square() < 0.2**2 * covariance.diagonal()).all())
+
+
+def _climb(function: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int) -> Tensor:
+    """Return the end of an L-BFGS ascent; it never moves to a worse point."""
+    u = start.detach().clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [u],
+        max_iter=max_iterations,
+        max_eval=2 * max_iterations,
+        tolerance_grad=1e-3,
+        tolerance_change=1e-9,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+    best = (torch.inf, u.detach().clone())
+
+    def closure() -> Tensor:
+        nonlocal best
+        optimiser.zero_grad()
+        loss = -function(u)
+        if not bool(torch.isfinite(loss)):
+            u.grad = torch.zeros_like(u)
+            return torch.full_like(loss, 1e10)
+        loss.backward()
+        if loss.item() < best[0]:
+            best = (loss.item(), u.detach().clone())
+        return loss
+
+    optimiser.step(closure)
+    return best[1]
+
+
+def laplace_covariance(density: LogDensity, point: Tensor, *, relative_step: float = 1e-4) -> Tensor | None:
+    """Return the inverse of minus the Hessian of the log density at `point`, `(size, size)`.
+
+    The Hessian comes from central differences of the gradient, 2 size evaluations, with steps a
+    tenth of the first estimate of each standard deviation. Directions of negative curvature (the
+    point is no mode) count with its size, and none less than 1e-4 of the coordinates' own.
+
+    Returns:
+        A positive definite matrix, or `None` if the Hessian is not finite.
+    """
+    step = relative_step * point.abs().clamp_min(1.0)
+    precision = _precision(density, point, step)
+    refined = 0.1 * precision.diagonal().abs().clamp_min(1.0).rsqrt()
+    if bool((refined < step).any()) and bool(torch.isfinite(precision).all()):
+        precision = _precision(density, point, torch.minimum(step, refined))
+    if not bool(torch.isfinite(precision).all()):
+        return None
+    scale = precision.diagonal().abs().clamp_min(1e-2).sqrt()
+    curvature, axes = torch.linalg.eigh(precision / scale.outer(scale))
+    covariance = (axes / curvature.abs().clamp_min(1e-4)) @ axes.mT / scale.outer(scale)
+    return 0.5 * (covariance + covariance.mT)
+
+
+def _precision(density: LogDensity, point: Tensor, step: Tensor) -> Tensor:
+    """Return minus the Hessian by central differences."""
+    rows = []
+    for i in range(point.numel()):
+        shift = torch.zeros_like(point)
+        shift[i] = step[i]
+        _, above = density.value_and_gradient(point + shift)
+        _, below = density.value_and_gradient(point - shift)
+        rows.append((above - below) / (2 * step[i]))
+    hessian = torch.stack(rows)
+    return -0.5 * (hessian + hessian.mT)

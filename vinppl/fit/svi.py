@@ -1,0 +1,404 @@
+"""Stochastic variational inference: one loop that keeps its best state, stops early and resumes."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from vinppl._checks import require, require_choice
+from vinppl.checkpoint import load_checkpoint, save_checkpoint
+from vinppl.draws import Draws, collect, latent_sites, plate_nesting, prototype, seeded, trace_batch
+from vinppl.errors import ConvergenceWarning, NonFiniteError, SolveError
+from vinppl.fit.starts import find_start, starting_values
+from vinppl.guides import GUIDES, AmortisedGuide, FullRankGuide, GuideName, make_guide
+from vinppl.logdensity import LogDensity
+
+if TYPE_CHECKING:
+    from vinppl.data import Trajectories
+
+__all__ = ["SVIOptions", "SVIResult", "SVIStep", "fit_svi"]
+
+
+@dataclass(frozen=True)
+class SVIOptions:
+    """Options of stochastic variational inference.
+
+    Attributes:
+        guide: variational family; see `vinppl.guides`.
+        num_steps: optimisation steps at most.
+        learning_rate: Adam's first step size; `None` takes 0.02 for normal guides and 0.002 for
+            the amortised one.
+        final_learning_rate: its last, the decay between being exponential; `None` takes a hundredth.
+        num_particles: draws per step, evaluated as one batch.
+        clip_norm: largest gradient norm of the loss per observation.
+        check_every: steps between looks at the smoothed loss, which decide the best state.
+        patience: looks without improvement before stopping early; 0 never stops.
+        start: `mode` climbs to a mode over growing horizons first (and gives a full-rank guide the
+            curvature there); `values` takes the model's rough estimates; `prior` the prior medians.
+        seed: of everything random.
+        checkpoint_every: seconds between checkpoints.
+    """
+
+    guide: GuideName = "full_rank"
+    num_steps: int = 2000
+    learning_rate: float | None = None
+    final_learning_rate: float | None = None
+    num_particles: int = 8
+    clip_norm: float = 10.0
+    check_every: int = 50
+    patience: int = 10
+    start: str = "mode"
+    seed: int = 0
+    checkpoint_every: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "num_steps must be at least 1", self.num_steps)
+        require(self.num_particles >= 1, "num_particles must be at least 1", self.num_particles)
+        first, last = self.rates
+        require(0 < last <= first, "learning rates must be positive and must not grow", f"{first} to {last}")
+        require(self.clip_norm > 0, "clip_norm must be positive", self.clip_norm)
+        require(self.check_every >= 1, "check_every must be at least 1", self.check_every)
+        require(self.patience >= 0, "patience must not be negative", self.patience)
+        require_choice("start", self.start, ("mode", "values", "prior"))
+        require_choice("guide", self.guide, GUIDES)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """First and last learning rate, with the defaults filled in."""
+        first = self.learning_rate or (0.002 if self.guide == "amortised" else 0.02)
+        return first, self.final_learning_rate or 0.01 * first
+
+
+@dataclass(frozen=True)
+class SVIStep:
+    """What a progress callback sees after every step.
+
+    Attributes:
+        step: steps done.
+        loss: negative evidence lower bound (ELBO) of this step, in nats.
+        smoothed: mean of the last `check_every` losses.
+        best: lowest smoothed loss so far.
+        learning_rate: present step size.
+    """
+
+    step: int
+    loss: float
+    smoothed: float
+    best: float
+    learning_rate: float
+
+
+@dataclass
+class SVIResult:
+    """A fitted guide and how it got there.
+
+    Attributes:
+        model: the Pyro model, with its learned parameters.
+        guide: the fitted guide.
+        data: what it was fitted to.
+        losses: negative ELBO of every step, in nats.
+        best_step: step of the kept state.
+        best_loss: smoothed negative ELBO there.
+        stopped_early: whether patience ran out.
+        seconds: wall time, over all sessions of a resumed run.
+    """
+
+    model: Any
+    guide: Any
+    data: Trajectories
+    losses: list[float]
+    best_step: int
+    best_loss: float
+    stopped_early: bool
+    seconds: float
+    parameters: dict[str, Tensor] = field(repr=False, default_factory=dict)
+
+    def sample(self, num_draws: int, *, data: Trajectories | None = None, seed: int = 0) -> Draws:
+        """Draw from the guide.
+
+        Args:
+            num_draws: number of draws.
+            data: other trajectories, for an amortised guide; by default those of the fit.
+            seed: of the draws.
+
+        Returns:
+            Latent sites, each of shape `(num_draws, *site)`.
+        """
+        data = self.data if data is None else data
+        nesting = plate_nesting(prototype(self.model, data))
+        with seeded(seed), torch.no_grad():
+            trace = trace_batch(self.guide, (data,), num_draws, nesting)
+        names = [name for name in latent_sites(trace) if not trace.nodes[name]["infer"].get("is_auxiliary")]
+        return collect(trace, names, num_draws, nesting)
+
+
+def fit_svi(
+    model: Any,
+    data: Trajectories,
+    options: SVIOptions = SVIOptions(),  # noqa: B008
+    *,
+    guide: Any = None,
+    checkpoint: str | Path | None = None,
+    on_step: Callable[[SVIStep], None] | None = None,
+) -> SVIResult:
+    """Fit a guide (and the model's learned parameters) by maximising the ELBO.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        data: the measurements.
+        options: see `SVIOptions`.
+        guide: a guide of the user's, instead of `options.guide`.
+        checkpoint: file to save to and, if it exists, to resume from; a resumed run gives the
+            same numbers as one that was never interrupted.
+        on_step: called after every step.
+
+    Returns:
+        The result at the state with the lowest smoothed loss.
+
+    Raises:
+        NonFiniteError: when a loss or gradient is not finite, naming the step, the site and the
+            likely cause; the best state so far is in the checkpoint.
+        SolveError: when an implicit integration step has no solution.
+    """
+    began = time.monotonic()
+    with seeded(options.seed), pyro.get_param_store().scope():
+        resumed = None if checkpoint is None else load_checkpoint(checkpoint)
+        if guide is None:
+            guide = _initial_guide(model, data, options, resumed is not None)
+        run = _Run(model, guide, data, options)
+        if resumed is not None:
+            run.restore(resumed, asdict(options), data.fingerprint())
+        saved, elapsed_before = began, run.seconds
+        try:
+            while run.step < options.num_steps and not run.stopped_early:
+                run.advance()
+                run.seconds = elapsed_before + time.monotonic() - began
+                if on_step is not None:
+                    on_step(run.report())
+                if checkpoint is not None and time.monotonic() - saved > options.checkpoint_every:
+                    save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+                    saved = time.monotonic()
+        except BaseException:
+            if checkpoint is not None and run.consistent:
+                save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+            raise
+        run.finish()
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+        return SVIResult(
+            model,
+            guide,
+            data,
+            run.losses,
+            run.best_step,
+            run.best_loss,
+            run.stopped_early,
+            run.seconds,
+            {name: value.detach().clone() for name, value in run.parameters.items()},
+        )
+
+
+class _Run:
+    """The state of an optimisation: parameters, optimiser, best state, losses, random stream."""
+
+    def __init__(self, model: Any, guide: Any, data: Trajectories, options: SVIOptions) -> None:
+        self.model, self.guide, self.data, self.options = model, guide, data, options
+        elbo = TraceMeanField_ELBO if isinstance(guide, AmortisedGuide) else Trace_ELBO
+        self.elbo = elbo(
+            num_particles=options.num_particles,
+            vectorize_particles=options.num_particles > 1,
+            max_plate_nesting=plate_nesting(prototype(model, data)),
+        )
+        self.step, self.seconds, self.consistent = 0, 0.0, True
+        self.losses: list[float] = []
+        self.best_loss, self.best_step, self.stopped_early = math.inf, 0, False
+        self.weight = 1.0 / max(1, int(data.num_observed))
+        self.parameters = self._collect()
+        require(len(self.parameters) > 0, "the guide or model must have parameters to optimise", "none")
+        self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.optimiser = torch.optim.Adam(list(self.parameters.values()), lr=options.rates[0])
+
+    def _collect(self) -> dict[str, Tensor]:
+        """Return every unconstrained parameter of model and guide, by name."""
+        state = torch.random.get_rng_state()
+        with poutine.trace(param_only=True) as capture, torch.no_grad():
+            self.elbo.loss(self.model, self.guide, self.data)
+        torch.random.set_rng_state(state)
+        named = {}
+        for name, site in capture.trace.nodes.items():
+            if site["type"] == "param" and name not in named:
+                named[name] = site["value"].unconstrained()
+        return {name: value for name, value in named.items() if value.requires_grad}
+
+    def advance(self) -> None:
+        """Do one optimisation step."""
+        first, last = self.options.rates
+        for group in self.optimiser.param_groups:
+            group["lr"] = first * (last / first) ** (self.step / max(1, self.options.num_steps - 1))
+        self.consistent = False
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._loss()
+        (self.weight * loss).backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.options.clip_norm)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            raise NonFiniteError(
+                f"the loss became non-finite at step {self.step}: {_diagnose(self.model, self.guide, self.data)}",
+                step=self.step,
+                quantity="loss" if not bool(torch.isfinite(loss)) else "gradient",
+            )
+        self.optimiser.step()
+        self.losses.append(loss.item())
+        self.step += 1
+        if self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
+            self._look()
+        self.consistent = True
+
+    def _loss(self) -> Tensor:
+        try:
+            return self.elbo.differentiable_loss(self.model, self.guide, self.data)
+        except SolveError as error:
+            error.args = (f"at optimisation step {self.step}: {error.args[0]}",)
+            raise
+
+    def _look(self) -> None:
+        if self.smoothed < self.best_loss:
+            self.best_loss, self.best_step = self.smoothed, self.step
+            self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        looks = (self.step - self.best_step) / self.options.check_every
+        self.stopped_early = 0 < self.options.patience <= looks and self.step < self.options.num_steps
+
+    @property
+    def smoothed(self) -> float:
+        """Mean of the latest losses."""
+        recent = self.losses[-self.options.check_every :]
+        return math.fsum(recent) / max(1, len(recent))
+
+    def report(self) -> SVIStep:
+        """Return what a callback sees."""
+        rate = self.optimiser.param_groups[0]["lr"]
+        return SVIStep(self.step, self.losses[-1], self.smoothed, min(self.best_loss, self.smoothed), rate)
+
+    def finish(self) -> None:
+        """Return to the best state."""
+        if self.best_step == 0:
+            warnings.warn("the run ended before its first look at the loss", ConvergenceWarning, stacklevel=3)
+            return
+        self._assign(self.best)
+
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(values[name])
+
+    def state(self, options: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as tensors and plain values."""
+        return {
+            "kind": "svi",
+            "options": options,
+            "data": fingerprint,
+            "step": self.step,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "stopped_early": self.stopped_early,
+            "seconds": self.seconds,
+            "parameters": {name: value.detach().clone() for name, value in self.parameters.items()},
+            "best": self.best,
+            "buffers": _buffers(self.guide),
+            "optimiser": self.optimiser.state_dict(),
+            "random": torch.random.get_rng_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], options: dict[str, Any], fingerprint: str) -> None:
+        """Continue from `state`; the options that shape the numbers and the data must be the same."""
+        require(state.get("kind") == "svi", "the checkpoint must come from SVI", str(state.get("kind")))
+        free = {"checkpoint_every"}
+        changed = [k for k in options if k not in free and state["options"].get(k) != options[k]]
+        require(
+            not changed,
+            "a run resumes only with the options it began with",
+            f"changed: {', '.join(changed)}",
+            "Use a new run folder (or --overwrite) for new options.",
+        )
+        require(
+            state["data"] == fingerprint,
+            "a run resumes only on the data it began with",
+            "data with another fingerprint",
+            "Use a new run folder for new data.",
+        )
+        require(
+            set(state["parameters"]) == set(self.parameters),
+            "a run resumes only with the model it began with",
+            f"parameters {sorted(self.parameters)[:3]}...",
+        )
+        self.step, self.losses = int(state["step"]), state["losses"].tolist()
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
+        self.best = dict(state["best"])
+        self._assign(state["parameters"])
+        for name, buffer in _buffers(self.guide).items():
+            buffer.copy_(state["buffers"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        torch.random.set_rng_state(state["random"])
+
+
+def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> Any:
+    """Build the guide and move it to where the options say it starts."""
+    amortised = options.guide == "amortised"
+    if options.start == "prior":
+        return make_guide(options.guide, model, data)
+    if options.start == "values" or amortised or resuming:
+        values = starting_values(model, data)
+        guide = make_guide(options.guide, model, data, initial_values=values)
+        if resuming and not amortised:
+            poutine.block(guide)(data)
+        return guide
+    start = find_start(model, data)
+    guide = make_guide(options.guide, model, data, initial_values=start.values)
+    if isinstance(guide, FullRankGuide) and start.covariance is not None:
+        poutine.block(guide)(data)  # builds the guide's prototype
+        guide.set_geometry(start.density.names, start.centre, start.covariance)
+    return guide
+
+
+def _buffers(guide: Any) -> dict[str, Tensor]:
+    """Return the constants of a guide that is a module."""
+    return dict(guide.named_buffers()) if isinstance(guide, torch.nn.Module) else {}
+
+
+def _diagnose(model: Any, guide: Any, data: Trajectories) -> str:
+    """Say which site is to blame for a loss that is not finite."""
+    with torch.no_grad():
+        trace = poutine.block(poutine.trace(guide).get_trace)(data)
+        for name, site in trace.nodes.items():
+            if site["type"] in ("sample", "param") and isinstance(site["value"], Tensor):
+                if not bool(torch.isfinite(site["value"]).all()):
+                    return (
+                        f"the guide's {name} is not finite. The step size is likely too large; "
+                        "lower learning_rate or clip_norm."
+                    )
+        replayed = poutine.block(poutine.trace(poutine.replay(model, trace)).get_trace)(data)
+        replayed.compute_log_prob()
+        for name, site in replayed.nodes.items():
+            value = site["value"]
+            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                return (
+                    f"the value of {name} is not finite. A trajectory likely ran away: lower learning_rate, "
+                    "shorten max_step_size, or tighten the priors of the initial state and potential."
+                )
+            if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob"]).all()):
+                return f"the log density of {name} is not finite. Its scale has likely collapsed; check its prior."
+    return (
+        "every site is finite now, so a single draw was extreme; lower learning_rate or raise num_particles."
+    )

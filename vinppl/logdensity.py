@@ -1,0 +1,93 @@
+"""A Pyro model as a plain function: the log density of an unconstrained vector.
+
+Samplers and optimisers work on this function, so that how it is evaluated (today
+through Pyro's handlers) can change without them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.infer.autoguide.initialization import init_to_median, init_to_value
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+
+from vinppl._checks import require
+from vinppl.errors import NumericalWarning
+
+__all__ = ["LogDensity"]
+
+
+class LogDensity:
+    """log p(y, z) + log |dz/du| as a function of u, for a Pyro model and its arguments.
+
+    Args:
+        model: any Pyro model whose latent sites are continuous.
+        *args: its arguments, usually the data.
+        initial_values: constrained values by site, for `initial`; others start at the prior median.
+
+    Attributes:
+        names: latent sites, in the order of the vector.
+        shapes: unconstrained shape of each site.
+        initial: starting point, shape `(size,)`.
+
+    Raises:
+        ValueError: if the model has no latent site, or no starting point of finite density is found.
+    """
+
+    def __init__(self, model: Any, *args: Any, initial_values: Mapping[str, Tensor] | None = None) -> None:
+        strategy = init_to_value(values=dict(initial_values or {}), fallback=init_to_median(num_samples=25))
+        self._model, self._args = model, args
+        parameters, self._potential, self._transforms, trace = initialize_model(
+            model, args, init_strategy=strategy
+        )
+        require(len(parameters) > 0, "the model must have at least one latent site", "none")
+        learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        if learned:
+            warnings.warn(
+                f"the model has point-estimated parameters ({', '.join(learned[:4])}, ...), which sampling holds "
+                "fixed at their present values; give them priors to infer them",
+                NumericalWarning,
+                stacklevel=2,
+            )
+        self.names = tuple(parameters)
+        self.shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+        self.initial = self._flatten(parameters)
+
+    @property
+    def size(self) -> int:
+        """Number of unconstrained latent variables."""
+        return int(self.initial.numel())
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Return the log density at one point, `(size,) -> ()`; differentiable."""
+        return -self._potential(self._split(u))
+
+    def value_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density and its gradient at one point, shapes `()` and `(size,)`."""
+        at = u.detach().requires_grad_(True)
+        value = self(at)
+        (gradient,) = torch.autograd.grad(value, at)
+        return value.detach(), gradient
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the sites of points `(*batch, size)`, each of shape `(*batch, *site)`."""
+        return {name: self._transforms[name].inv(part) for name, part in self._split(u).items()}
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the vector of constrained values, one of every site."""
+        return self._flatten({name: self._transforms[name](values[name]) for name in self.names})
+
+    def _split(self, u: Tensor) -> dict[str, Tensor]:
+        sizes = [max(1, int(torch.Size(self.shapes[name]).numel())) for name in self.names]
+        parts = u.split(sizes, dim=-1)
+        return {
+            name: part.reshape(u.shape[:-1] + self.shapes[name])
+            for name, part in zip(self.names, parts, strict=True)
+        }
+
+    def _flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
