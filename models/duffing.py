@@ -37,7 +37,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.estimates import LocalStates, first_states, force_regression
+from vinppl.estimates import LocalStates, first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, Drive, LinearDamping
 from vinppl.potentials import DuffingPotential
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, normal, state_scales
@@ -91,7 +91,7 @@ class Duffing(PyroModule):
     Config: ClassVar[type] = DuffingConfig
     default_guide: ClassVar[str] = "full_rank"
 
-    def __init__(self, data: Trajectories, config: DuffingConfig = DuffingConfig()) -> None:  # noqa: B008
+    def __init__(self, data: Trajectories, config: DuffingConfig = DuffingConfig()) -> None:
         super().__init__()
         self.config = config
         q_scale, v_scale = state_scales(data)
@@ -151,6 +151,7 @@ class Duffing(PyroModule):
         values = {
             "initial_position": q0,
             "initial_velocity": v0,
+            "noise_scale": noise_estimate(data),
             "potential.stiffness": fitted[0],
             "potential.cubic": fitted[1],
             "damping.coefficient": fitted[2].clamp_min(1e-3 * float(self.v_scale[0] / self.q_scale[0])),

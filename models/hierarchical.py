@@ -44,7 +44,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import GaussianSeries
-from vinppl.estimates import first_states, force_regression
+from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.parameters import move_distribution
 from vinppl.potentials import AbstractPotential, Harmonic, PendulumPotential
@@ -90,7 +90,7 @@ class Hierarchical(PyroModule):
     Config: ClassVar[type] = HierarchicalConfig
     default_guide: ClassVar[str] = "full_rank"
 
-    def __init__(self, data: Trajectories, config: HierarchicalConfig = HierarchicalConfig()) -> None:  # noqa: B008
+    def __init__(self, data: Trajectories, config: HierarchicalConfig = HierarchicalConfig()) -> None:
         super().__init__()
         self.config = config
         prior = log_normal(*config.strength)
@@ -137,4 +137,5 @@ class Hierarchical(PyroModule):
         strength = fitted[0] if pendulum or data.dim == 1 else fitted[0].expand(data.dim)
         name = "potential.gravity_over_length" if pendulum else "potential.stiffness"
         values = {"initial_position": q0, "initial_velocity": v0, name: strength}
+        values["noise_population"] = noise_estimate(data)
         return values if self.config.damping is None else {**values, "damping.coefficient": fitted[1]}

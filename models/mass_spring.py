@@ -34,7 +34,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.estimates import first_states, force_regression
+from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.potentials import Harmonic
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior
@@ -81,7 +81,7 @@ class MassSpring(PyroModule):
     Config: ClassVar[type] = MassSpringConfig
     default_guide: ClassVar[str] = "full_rank"
 
-    def __init__(self, data: Trajectories, config: MassSpringConfig = MassSpringConfig()) -> None:  # noqa: B008
+    def __init__(self, data: Trajectories, config: MassSpringConfig = MassSpringConfig()) -> None:
         super().__init__()
         self.config = config
         self.vin = VIN(
@@ -122,5 +122,5 @@ class MassSpring(PyroModule):
         mass = 1.0 if self.config.mass is None else self.config.mass[0]
         fitted = mass * force_regression(data, terms).clamp_min(1e-4)
         stiffness = fitted[0] if data.dim == 1 else fitted[0].expand(data.dim)
-        values = {"initial_position": q0, "initial_velocity": v0, "potential.stiffness": stiffness}
+        values = {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data), "potential.stiffness": stiffness}
         return {**values, "damping.coefficient": fitted[1]} if damped else values

@@ -32,10 +32,12 @@ import pyro
 import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
+from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.estimates import first_states, noise_estimate, pretrain_potential
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
 from vinppl.potentials import NeuralPotential
@@ -54,7 +56,8 @@ class NoisyStatesConfig:
         angles: indices of coordinates that are angles; the network then sees their sine and cosine.
             `None` takes every coordinate with `so2` and those marked in the data otherwise.
         hidden_sizes: widths of the hidden layers of the potential.
-        activation: activation of the potential.
+        activation: activation of the potential. The paper's is tanh; softplus, whose potential grows
+            linearly beyond the data, forecasts better from little data.
         weight_prior_scale: `None` for point estimates of the weights, else the scale of their prior.
         mass: prior of M; `None` fixes it at one.
         damping: prior of c; `None` for no damping.
@@ -69,7 +72,7 @@ class NoisyStatesConfig:
     integrator: str = "velocity_verlet"
     angles: tuple[int, ...] | None = None
     hidden_sizes: tuple[int, ...] = (1000,)
-    activation: str = "tanh"
+    activation: str = "softplus"
     weight_prior_scale: float | None = None
     mass: tuple[float, float] | None = None
     damping: tuple[float, float] | None = None
@@ -92,7 +95,7 @@ class NoisyStates(PyroModule):
     Config: ClassVar[type] = NoisyStatesConfig
     default_guide: ClassVar[str] = "amortised"
 
-    def __init__(self, data: Trajectories, config: NoisyStatesConfig = NoisyStatesConfig()) -> None:  # noqa: B008
+    def __init__(self, data: Trajectories, config: NoisyStatesConfig = NoisyStatesConfig()) -> None:
         super().__init__()
         self.config = config
         q_scale, v_scale = state_scales(data)
@@ -102,6 +105,7 @@ class NoisyStates(PyroModule):
             activation=config.activation,
             weight_prior_scale=config.weight_prior_scale,
             input_scale=float(q_scale.mean()),
+            energy_scale=float(v_scale.square().mean()),
             generator=torch.Generator().manual_seed(config.network_seed),
         )
         self.vin = VIN(
@@ -141,3 +145,13 @@ class NoisyStates(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def pretrain(self, data: Trajectories) -> None:
+        """Move the potential near the accelerations seen in the data, before any rollout."""
+        if self.config.weight_prior_scale is None:
+            pretrain_potential(self.vin.potential, data)
+
+    def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
+        """Return rough values of initial states and noise, to start inference from."""
+        q0, v0 = first_states(data)
+        return {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data)}

@@ -38,7 +38,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.estimates import first_states, force_regression
+from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, LinearDamping, QuadraticDamping
 from vinppl.potentials import PendulumPotential
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, normal
@@ -87,7 +87,7 @@ class Pendulum(PyroModule):
     Config: ClassVar[type] = PendulumConfig
     default_guide: ClassVar[str] = "full_rank"
 
-    def __init__(self, data: Trajectories, config: PendulumConfig = PendulumConfig()) -> None:  # noqa: B008
+    def __init__(self, data: Trajectories, config: PendulumConfig = PendulumConfig()) -> None:
         super().__init__()
         self.config = config
         forces: list[AbstractDamping] = []
@@ -129,7 +129,7 @@ class Pendulum(PyroModule):
         used = [True, self.config.damping is not None, self.config.drag is not None]
         fitted = iter(force_regression(data, [f for f, use in zip(terms, used, strict=True) if use]).unbind())
         names = ["potential.gravity_over_length", "damping.coefficient", "drag.coefficient"]
-        values = {"initial_position": q0, "initial_velocity": v0}
+        values = {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data)}
         for name, use, floor in zip(names, used, (1e-3, 1e-4, 1e-4), strict=True):
             if use:
                 values[name] = next(fitted).clamp_min(floor)

@@ -127,7 +127,7 @@ class TestContract:
     @every_variant
     def test_float32_in_float32_out(self, truth: AbstractSystem) -> None:
         initial = PhaseState(*(x.float() for x in draw(truth, 3)))
-        times = torch.tensor([0.0, 0.5, 1.0])
+        times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float32)
         path = truth.solve(initial, times)
         assert path.time.dtype == path.q.dtype == path.v.dtype == torch.float32
         exact = truth.solve(PhaseState(*(x.double() for x in initial)), times.double())

@@ -6,7 +6,8 @@ and its own event, without the singleton dimensions that Pyro's broadcasting nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -47,9 +48,31 @@ class seeded:
 
 
 def prototype(model: Any, *args: Any) -> Any:
-    """Return a trace of one run of `model`, on its own random stream and without side effects."""
-    with seeded(0), torch.no_grad():
+    """Return a trace of one run of `model`, on its own random stream and parameter store."""
+    with seeded(0), torch.no_grad(), pyro.get_param_store().scope():
         return poutine.block(poutine.trace(model).get_trace)(*args)
+
+
+@contextlib.contextmanager
+def learned(model: Any, data: Any, parameters: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Run a block in which the learned parameters of `model` have the given values.
+
+    The block has a parameter store of its own, so that models of the same site names
+    do not overwrite one another. Parameters that live in a module keep the values.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        data: any data that it runs on.
+        parameters: unconstrained values by name; those of other programs (a guide) are ignored.
+    """
+    store = pyro.get_param_store()
+    with store.scope():
+        with seeded(0), torch.no_grad():
+            poutine.block(poutine.trace(model).get_trace)(data)
+            for name, value in store.named_parameters():
+                if parameters is not None and name in parameters:
+                    value.copy_(parameters[name])
+        yield
 
 
 def plate_nesting(trace: Any) -> int:
@@ -135,6 +158,7 @@ def predict(
     sites: Sequence[str] | None = None,
     chunk_size: int = 250,
     seed: int = 0,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Draws:
     """Run `model` forward from posterior (or prior) draws on the times of `data`.
 
@@ -148,6 +172,7 @@ def predict(
         sites: sites to return; by default all observed and deterministic ones.
         chunk_size: draws that run as one batch.
         seed: of the predictive noise.
+        parameters: learned parameters of the model, unconstrained, by name.
 
     Returns:
         The sites, each `(num_draws, *plates, *event)`.
@@ -156,7 +181,7 @@ def predict(
     trace = prototype(model, data)
     chunks: list[Draws] = []
     num_draws = next(iter(draws.values())).shape[0]
-    with seeded(seed), torch.no_grad():
+    with learned(model, data, parameters), seeded(seed), torch.no_grad():
         for start in range(0, num_draws, chunk_size):
             part = {name: value[start : start + chunk_size] for name, value in draws.items()}
             ran, size, nesting = _run(free, part, (data,), trace)
@@ -176,7 +201,12 @@ def _outputs(trace: Any) -> list[str]:
 
 
 def pointwise_log_likelihood(
-    model: Any, draws: Mapping[str, Tensor], data: Any, *, chunk_size: int = 250
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    *,
+    chunk_size: int = 250,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Draws:
     """Return the log density of every observed entry under every draw.
 
@@ -185,6 +215,7 @@ def pointwise_log_likelihood(
         draws: latent sites, each `(num_draws, *plates, *event)`.
         data: the measurements.
         chunk_size: draws that run as one batch.
+        parameters: learned parameters of the model, unconstrained, by name.
 
     Returns:
         For each observed site an array `(num_draws, *plates, *event)` where its distribution
@@ -195,7 +226,7 @@ def pointwise_log_likelihood(
     observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic", False)]
     chunks: list[Draws] = []
     num_draws = next(iter(draws.values())).shape[0]
-    with torch.no_grad():
+    with learned(model, data, parameters), torch.no_grad():
         for start in range(0, num_draws, chunk_size):
             part = {name: value[start : start + chunk_size] for name, value in draws.items()}
             ran, size, nesting = _run(model, part, (data,), trace)

@@ -64,5 +64,5 @@ class WindowEncoder(nn.Module):
         correction, log_scale = self.head(outputs[..., -1, :]).chunk(2, dim=-1)
         first = torch.where(data.mask[:, 0], data.values[:, 0], 0.0)
         anchor = torch.zeros_like(correction).index_copy(-1, self.channel_index, first)
-        spread = 0.3 * self.state_scale * torch.nn.functional.softplus(log_scale) / 0.6931471805599453
+        spread = 0.02 * self.state_scale * torch.nn.functional.softplus(log_scale) / 0.6931471805599453
         return anchor + self.state_scale * correction, spread

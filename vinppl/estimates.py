@@ -16,8 +16,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
+    from vinppl.potentials import AbstractPotential
 
-__all__ = ["LocalStates", "first_states", "force_regression", "local_states"]
+__all__ = ["LocalStates", "first_states", "force_regression", "local_states", "noise_estimate", "pretrain_potential"]
 
 
 class LocalStates(NamedTuple):
@@ -30,6 +31,7 @@ class LocalStates(NamedTuple):
         a: accelerations, shape `(count, dim)`.
         trajectory: index of the trajectory each stretch belongs to, shape `(count,)`.
         drive: mean of the known inputs over each stretch, `(count, num_drives)` or `None`.
+        residual: root mean square misfit of each channel, `(num_channels,)`.
     """
 
     t: Tensor
@@ -38,6 +40,7 @@ class LocalStates(NamedTuple):
     a: Tensor
     trajectory: Tensor
     drive: Tensor | None
+    residual: Tensor
 
 
 DEGREE = 3
@@ -63,8 +66,9 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
     powers = torch.stack([x**k for k in range(DEGREE + 1)], dim=-1)  # value of the cubic
     slopes = torch.stack([k * x ** max(k - 1, 0) for k in range(DEGREE + 1)], dim=-1)
     fits, enough = [], torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
+    misfit = torch.zeros(data.num_channels, dtype=t.dtype, device=t.device)
     for coordinate in range(data.dim):
-        rows, targets, counts = [], [], torch.zeros(t.shape[:2], device=t.device)
+        rows, targets, weights, counts = [], [], [], torch.zeros(t.shape[:2], device=t.device)
         for i, channel in enumerate(data.channels):
             if channel.coordinate != coordinate:
                 continue
@@ -73,6 +77,7 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
             value = y[..., i] if position else y[..., i] * half
             rows.append((powers if position else slopes) * weight.unsqueeze(-1))
             targets.append(value * weight)
+            weights.append((i, weight, 1.0 if position else half))
             counts = counts + weight.sum(-1)
         if not rows:
             fits.append(torch.zeros(*t.shape[:2], DEGREE + 1, dtype=t.dtype, device=t.device))
@@ -80,7 +85,13 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
         design, target = torch.cat(rows, -2), torch.cat(targets, -1)
         ridge = 1e-8 * torch.eye(DEGREE + 1, dtype=t.dtype, device=t.device)
         normal = design.mT @ design + ridge
-        fits.append(torch.linalg.solve(normal, (design.mT @ target.unsqueeze(-1)).squeeze(-1)))
+        beta = torch.linalg.solve(normal, (design.mT @ target.unsqueeze(-1)).squeeze(-1))
+        fits.append(beta)
+        error = (target - (design @ beta.unsqueeze(-1)).squeeze(-1)).split(num_samples, dim=-1)
+        free = (counts / (counts - DEGREE - 1).clamp_min(0.5)).unsqueeze(-1)
+        for (i, weight, unit), channel_error in zip(weights, error, strict=True):
+            square = free * (channel_error / unit).square() * (counts > DEGREE + 1).unsqueeze(-1)
+            misfit[i] = square.sum() / weight.sum().clamp_min(1)
         enough = enough & (counts > DEGREE) & (half.squeeze(-1) > 1e-12)
     beta = torch.stack(fits, dim=-2)  # (trajectories, count, dim, DEGREE + 1)
     which = torch.arange(data.num_trajectories, device=t.device).unsqueeze(-1).expand(t.shape[:2])
@@ -92,7 +103,18 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
         (2 * beta[..., 2] / half.square())[enough],
         which[enough],
         drive,
+        misfit.sqrt(),
     )
+
+
+def noise_estimate(data: Trajectories) -> Tensor:
+    """Return the scatter of each channel around smooth motion, `(num_channels,)`, in its unit.
+
+    Noise with memory passes for motion here, so that it comes out too small.
+    """
+    residual = local_states(data).residual
+    rms = (data.values.square() * data.mask).sum((0, 1)) / data.mask.sum((0, 1)).clamp_min(1)
+    return residual.maximum(1e-3 * rms.sqrt()).clamp_min(1e-9)
 
 
 def first_states(data: Trajectories) -> tuple[Tensor, Tensor]:
@@ -136,3 +158,36 @@ def force_regression(
         return torch.zeros(len(features), dtype=data.values.dtype, device=data.values.device)
     design = torch.stack([feature(states).reshape(-1) for feature in features], dim=-1)
     return torch.linalg.lstsq(design, states.a.reshape(-1, 1), driver="gelsd").solution.squeeze(-1)
+
+
+def pretrain_potential(
+    potential: AbstractPotential, data: Trajectories, *, num_steps: int = 500, learning_rate: float = 3e-3
+) -> float:
+    """Fit a learned potential to accelerations estimated along the record, for unit mass.
+
+    Costs no rollout, and leaves the potential where rollouts of some length stay near the data.
+
+    Args:
+        potential: a potential whose parameters are point estimates; changed in place.
+        data: the measurements.
+        num_steps: Adam steps over all stretches at once.
+        learning_rate: of Adam, decaying to zero.
+
+    Returns:
+        Share of the variance of the accelerations that the potential leaves unexplained.
+    """
+    states = local_states(data)
+    parameters = [p for p in potential.parameters() if p.requires_grad]
+    if states.t.numel() == 0 or not parameters:
+        return 1.0
+    scale = states.a.square().mean().clamp_min(1e-12)
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+    loss = torch.ones(())
+    for step in range(num_steps):
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
+        optimiser.zero_grad()
+        loss = (potential.bind().gradient(states.q) + states.a).square().mean() / scale
+        loss.backward()
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return float(loss.detach())

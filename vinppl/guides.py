@@ -62,7 +62,7 @@ def make_guide(
     require_choice("guide", name, GUIDES)
     start = _start(initial_values or {})
     if name == "amortised":
-        return AmortisedGuide(model, data, init_loc_fn=start, init_scale=init_scale)
+        return AmortisedGuide(model, data, initial_values=initial_values, init_scale=init_scale)
     if name == "map":
         return AutoDelta(model, init_loc_fn=start)
     if name == "mean_field":
@@ -142,7 +142,7 @@ class AmortisedGuide(PyroModule):
         model: a Pyro model with sites `initial_position` and `initial_velocity` under a
             plate `trajectory`.
         data: sets the number of channels and their typical sizes.
-        init_loc_fn: starting values of the other sites.
+        initial_values: constrained starting values of the other sites.
         init_scale: their starting standard deviation.
         encoder: another recognition network with the same call.
     """
@@ -152,7 +152,7 @@ class AmortisedGuide(PyroModule):
         model: Any,
         data: Trajectories,
         *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        initial_values: Mapping[str, Tensor] | None = None,
         init_scale: float = 0.05,
         encoder: torch.nn.Module | None = None,
     ) -> None:
@@ -170,19 +170,20 @@ class AmortisedGuide(PyroModule):
         )
         if self.has_rest:
             self.rest = AutoNormal(
-                poutine.block(model, hide=list(INITIAL_SITES)), init_loc_fn=init_loc_fn, init_scale=init_scale
+                rest, init_loc_fn=_start(initial_values or {}), init_scale=init_scale
             )
 
     def forward(self, data: Trajectories) -> dict[str, Tensor]:
         """Sample every latent site of the model given `data`."""
-        samples = dict(self.rest(data)) if self.has_rest else {}
         loc, scale = self.encoder(data)
-        dim = self.dim
+        samples = {}
         with pyro.plate("trajectory", data.num_trajectories, dim=-1):
-            for name, piece in zip(INITIAL_SITES, (slice(None, dim), slice(dim, None)), strict=True):
+            for name, piece in zip(
+                INITIAL_SITES, (slice(None, self.dim), slice(self.dim, None)), strict=True
+            ):
                 posterior = Normal(loc[..., piece], scale[..., piece]).to_event(1)
                 samples[name] = pyro.sample(name, posterior)
-        return samples
+        return {**samples, **self.rest(data)} if self.has_rest else samples
 
 
 def channel_scale(data: Trajectories) -> Tensor:

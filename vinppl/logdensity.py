@@ -64,7 +64,7 @@ class LogDensity:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return the log density at one point, `(size,) -> ()`; differentiable."""
-        return -self._potential(self._split(u))
+        return -self._potential(self.split(u))
 
     def value_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log density and its gradient at one point, shapes `()` and `(size,)`."""
@@ -75,13 +75,14 @@ class LogDensity:
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Return the sites of points `(*batch, size)`, each of shape `(*batch, *site)`."""
-        return {name: self._transforms[name].inv(part) for name, part in self._split(u).items()}
+        return {name: self._transforms[name].inv(part) for name, part in self.split(u).items()}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the vector of constrained values, one of every site."""
         return self._flatten({name: self._transforms[name](values[name]) for name in self.names})
 
-    def _split(self, u: Tensor) -> dict[str, Tensor]:
+    def split(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the parts of vectors `(*batch, size)` by site, each `(*batch, *unconstrained shape)`."""
         sizes = [max(1, int(torch.Size(self.shapes[name]).numel())) for name in self.names]
         parts = u.split(sizes, dim=-1)
         return {

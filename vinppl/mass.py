@@ -115,6 +115,7 @@ def _bind_full(mass: Tensor) -> BoundMass:
         return torch.cholesky_solve(f.unsqueeze(-1), factor).squeeze(-1)
 
     def solve_shifted(f: Tensor, shift: Tensor) -> Tensor:
+        f, shift = torch.broadcast_tensors(f, shift)  # a shared coefficient has shape (*batch, 1)
         return torch.linalg.solve(mass + torch.diag_embed(shift), f.unsqueeze(-1)).squeeze(-1)
 
     return BoundMass(mass, apply, solve, solve_shifted, False, False)

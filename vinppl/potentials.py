@@ -217,6 +217,7 @@ class NeuralPotential(AbstractPotential):
         activation: name or `Activation`; see `vinppl.nn`.
         weight_prior_scale: see `ScalarMLP`; `None` gives point estimates.
         input_scale: typical size of a Euclidean coordinate; inputs are divided by it.
+        energy_scale: typical size of V; the network's output is multiplied by it.
         generator: random generator of the initial weights.
 
     Sites:
@@ -231,11 +232,14 @@ class NeuralPotential(AbstractPotential):
         activation: str | Activation = "tanh",
         weight_prior_scale: float | None = None,
         input_scale: float = 1.0,
+        energy_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.manifold = Euclidean(manifold) if isinstance(manifold, int) else manifold
         require(input_scale > 0, "input_scale must be positive", input_scale)
+        require(energy_scale > 0, "energy_scale must be positive", energy_scale)
+        self.energy_scale = float(energy_scale)
         self.input_scale = 1.0 if all(self.manifold.periodic) else float(input_scale)
         self.network = ScalarMLP(
             self.manifold.num_features,
@@ -248,17 +252,16 @@ class NeuralPotential(AbstractPotential):
     def bind(self) -> BoundPotential:
         """Read every weight of the network."""
         value, gradient = self.network.bind()
-        manifold = self.manifold
-        if not manifold.any_periodic and self.input_scale == 1.0:
-            return BoundPotential(value, gradient)
+        manifold, energy = self.manifold, self.energy_scale
         scale = torch.ones(manifold.num_features, dtype=self.dtype, device=self._reference.device)
         scale[: manifold.dim - sum(manifold.periodic)] = 1 / self.input_scale
+        slope_scale = energy * scale
 
         def network_value(q: Tensor) -> Tensor:
-            return value(scale * manifold.features(q))
+            return energy * value(scale * manifold.features(q))
 
         def network_gradient(q: Tensor) -> Tensor:
-            return manifold.pull_back(q, scale * gradient(scale * manifold.features(q)))
+            return manifold.pull_back(q, slope_scale * gradient(scale * manifold.features(q)))
 
         return BoundPotential(network_value, network_gradient)
 

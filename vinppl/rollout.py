@@ -136,9 +136,10 @@ def _raise_unsolved(
             size_of_worst, trajectory = worst.reshape(-1).max(0)
             time, excess = float(times[trajectory]), float(size_of_worst)
             raise SolveError(
-                f"the Lie-group step from time {time:.6g} (integration step {step}) has no solution: |sin(increment)| "
-                f"exceeds one by {excess:.3g}. The angle turns too far in one step; use a smaller max_step_size, or "
-                "check that initial velocities and the potential are in the units of the time axis.",
+                f"the Lie-group step from time {time:.6g} (integration step {step}) has no solution: "
+                f"|sin(increment)| exceeds one by {excess:.3g}. The angle turns too far in one step; use a "
+                "smaller max_step_size, or check that initial velocities and the potential are in the units "
+                "of the time axis.",
                 step=step,
                 time=time,
                 residual=excess,

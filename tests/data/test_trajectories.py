@@ -124,7 +124,7 @@ def test_from_arrays_shapes() -> None:
 def test_from_arrays_keeps_the_type_of_tensors_and_shares_no_memory() -> None:
     t, x = (
         torch.arange(4, dtype=torch.float32),
-        torch.randn(2, 4, 1, generator=torch.Generator().manual_seed(0)),
+        torch.randn(2, 4, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float32),
     )
     data = Trajectories.from_arrays(t, x)
     assert data.values.dtype == data.times.dtype == torch.float32

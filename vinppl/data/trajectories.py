@@ -25,6 +25,7 @@ from vinppl.data.frames import samples_from_frame
 from vinppl.data.samples import Samples, check_samples
 from vinppl.data.validation import check_trajectories
 from vinppl.errors import DataError
+from vinppl.forces import ControlSignal
 from vinppl.state import Trajectory
 from vinppl.timegrid import TimeGrid
 
@@ -174,6 +175,21 @@ class Trajectories:
             times = self.times[0] if shared else self.times
             self._grids[max_step_size] = TimeGrid.from_times(times, max_step_size=max_step_size)
         return self._grids[max_step_size]
+
+    def control(self) -> ControlSignal:
+        """Return the known inputs as a signal for a driven VIN.
+
+        Raises:
+            DataError: if the data have no drive.
+        """
+        if self.drive is None:
+            raise DataError("the data have no drive; name its columns, as in drive=('u',)")
+        held = self.drive.gather(1, self._last_sample().expand(-1, -1, self.drive.shape[-1]))
+        padding = torch.arange(self.num_times, device=self.times.device) >= self.lengths.unsqueeze(-1)
+        return ControlSignal(self.times, torch.where(padding.unsqueeze(-1), held, self.drive))
+
+    def _last_sample(self) -> Tensor:
+        return (self.lengths - 1)[:, None, None]
 
     @cached_property
     def _grids(self) -> dict[float | None, TimeGrid]:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class MCMCOptions:
     target_accept: float = 0.8
     max_tree_depth: int = 10
     dense_mass: bool = True
-    start: str = "mode"
+    start: Literal["mode", "values", "prior"] = "mode"
     spread: float = 1.0
     num_workers: int | None = None
     seed: int = 0
@@ -109,7 +109,7 @@ class MCMCResult:
 def fit_mcmc(
     model: Any,
     data: Trajectories,
-    options: MCMCOptions = MCMCOptions(),  # noqa: B008
+    options: MCMCOptions = MCMCOptions(),
     *,
     checkpoint: str | Path | None = None,
     on_draw: Callable[[MCMCProgress], None] | None = None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
@@ -19,10 +19,12 @@ from torch import Tensor
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
 from vinppl.draws import Draws, collect, latent_sites, plate_nesting, prototype, seeded, trace_batch
-from vinppl.errors import ConvergenceWarning, NonFiniteError, SolveError
-from vinppl.fit.starts import find_start, starting_values
-from vinppl.guides import GUIDES, AmortisedGuide, FullRankGuide, GuideName, make_guide
+from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning
+from vinppl.fit.pretrain import pretrain_encoder
+from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
+from vinppl.guides import GUIDES, INITIAL_SITES, AmortisedGuide, FullRankGuide, GuideName, make_guide
 from vinppl.logdensity import LogDensity
+from vinppl.nn import ScalarMLP
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
@@ -35,35 +37,45 @@ class SVIOptions:
     """Options of stochastic variational inference.
 
     Attributes:
-        guide: variational family; see `vinppl.guides`.
+        guide: variational family, see `vinppl.guides`; `auto` takes the model's `default_guide`.
         num_steps: optimisation steps at most.
         learning_rate: Adam's first step size; `None` takes 0.02 for normal guides and 0.002 for
             the amortised one.
         final_learning_rate: its last, the decay between being exponential; `None` takes a hundredth.
+        latent_rate: the factor by which means and scales of latent sites learn faster than the
+            weights of networks.
+        window: fit windows of this many samples instead of whole trajectories, each with its own
+            initial state (the paper's rollout depth); 0 fits whole trajectories. Windows do not overlap;
+            every step shifts them at random. Only for guides that are amortised.
         num_particles: draws per step, evaluated as one batch.
         clip_norm: largest gradient norm of the loss per observation.
         check_every: steps between looks at the smoothed loss, which decide the best state.
         patience: looks without improvement before stopping early; 0 never stops.
-        start: `mode` climbs to a mode over growing horizons first (and gives a full-rank guide the
-            curvature there); `values` takes the model's rough estimates; `prior` the prior medians.
+        start: `mode` climbs to a mode over growing horizons first, gives a full-rank guide the
+            curvature there and an amortised one an encoder taught on simulations; `values` takes the
+            model's rough estimates; `prior` the prior medians.
         seed: of everything random.
         checkpoint_every: seconds between checkpoints.
     """
 
-    guide: GuideName = "full_rank"
+    guide: GuideName | Literal["auto"] = "auto"
     num_steps: int = 2000
     learning_rate: float | None = None
     final_learning_rate: float | None = None
+    latent_rate: float = 10.0
+    window: int = 0
     num_particles: int = 8
     clip_norm: float = 10.0
     check_every: int = 50
     patience: int = 10
-    start: str = "mode"
+    start: Literal["mode", "values", "prior"] = "mode"
     seed: int = 0
     checkpoint_every: float = 20.0
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 1, "num_steps must be at least 1", self.num_steps)
+        require(self.latent_rate > 0, "latent_rate must be positive", self.latent_rate)
+        require(self.window == 0 or self.window >= 3, "window must be 0 or at least 3 samples", self.window)
         require(self.num_particles >= 1, "num_particles must be at least 1", self.num_particles)
         first, last = self.rates
         require(0 < last <= first, "learning rates must be positive and must not grow", f"{first} to {last}")
@@ -71,7 +83,7 @@ class SVIOptions:
         require(self.check_every >= 1, "check_every must be at least 1", self.check_every)
         require(self.patience >= 0, "patience must not be negative", self.patience)
         require_choice("start", self.start, ("mode", "values", "prior"))
-        require_choice("guide", self.guide, GUIDES)
+        require_choice("guide", self.guide, ("auto", *GUIDES))
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -146,7 +158,7 @@ class SVIResult:
 def fit_svi(
     model: Any,
     data: Trajectories,
-    options: SVIOptions = SVIOptions(),  # noqa: B008
+    options: SVIOptions = SVIOptions(),
     *,
     guide: Any = None,
     checkpoint: str | Path | None = None,
@@ -169,8 +181,9 @@ def fit_svi(
     Raises:
         NonFiniteError: when a loss or gradient is not finite, naming the step, the site and the
             likely cause; the best state so far is in the checkpoint.
-        SolveError: when an implicit integration step has no solution.
     """
+    if options.guide == "auto":
+        options = replace(options, guide=getattr(model, "default_guide", "full_rank"))
     began = time.monotonic()
     with seeded(options.seed), pyro.get_param_store().scope():
         resumed = None if checkpoint is None else load_checkpoint(checkpoint)
@@ -209,6 +222,37 @@ def fit_svi(
         )
 
 
+class _Windows:
+    """Which data a step sees: the whole trajectories, or windows that begin at a random offset."""
+
+    def __init__(self, data: Trajectories, options: SVIOptions) -> None:
+        require(
+            options.guide == "amortised" or options.window == 0,
+            "windows need an amortised guide",
+            f"guide={options.guide!r}",
+            "Set window=0, or guide=amortised.",
+        )
+        self._data = data
+        self._length = options.window if 0 < options.window < data.num_times else 0
+        self._cut: dict[int, Trajectories] = {}
+
+    def first(self) -> Trajectories:
+        """Return the windows without an offset."""
+        return self._at(0) if self._length else self._data
+
+    def pick(self) -> Trajectories:
+        """Return the data of one step."""
+        if not self._length:
+            return self._data
+        shortest = int(self._data.lengths.min())
+        return self._at(int(torch.randint(max(1, min(self._length, shortest - self._length + 1)), ())))
+
+    def _at(self, offset: int) -> Trajectories:
+        if offset not in self._cut:
+            self._cut[offset] = self._data.windows(self._length, self._length, offset)
+        return self._cut[offset]
+
+
 class _Run:
     """The state of an optimisation: parameters, optimiser, best state, losses, random stream."""
 
@@ -220,14 +264,22 @@ class _Run:
             vectorize_particles=options.num_particles > 1,
             max_plate_nesting=plate_nesting(prototype(model, data)),
         )
+        self.windows = _Windows(data, options)
         self.step, self.seconds, self.consistent = 0, 0.0, True
         self.losses: list[float] = []
         self.best_loss, self.best_step, self.stopped_early = math.inf, 0, False
-        self.weight = 1.0 / max(1, int(data.num_observed))
         self.parameters = self._collect()
         require(len(self.parameters) > 0, "the guide or model must have parameters to optimise", "none")
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self.optimiser = torch.optim.Adam(list(self.parameters.values()), lr=options.rates[0])
+        networks = {id(p) for module in (model, guide) for p in _network_parameters(module)}
+        groups = {True: [], False: []}  # type: dict[bool, list[Tensor]]
+        for value in self.parameters.values():
+            groups[id(value) in networks].append(value)
+        both = bool(groups[True]) and bool(groups[False])
+        self.factors = [1.0, options.latent_rate if both else 1.0]
+        self.optimiser = torch.optim.Adam(
+            [{"params": groups[True]}, {"params": groups[False]}], lr=options.rates[0], betas=(0.9, 0.99)
+        )
 
     def _collect(self) -> dict[str, Tensor]:
         """Return every unconstrained parameter of model and guide, by name."""
@@ -244,16 +296,18 @@ class _Run:
     def advance(self) -> None:
         """Do one optimisation step."""
         first, last = self.options.rates
-        for group in self.optimiser.param_groups:
-            group["lr"] = first * (last / first) ** (self.step / max(1, self.options.num_steps - 1))
+        rate = first * (last / first) ** (self.step / max(1, self.options.num_steps - 1))
+        for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
+            group["lr"] = factor * rate
         self.consistent = False
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._loss()
-        (self.weight * loss).backward()
+        data = self.windows.pick()
+        loss = self.elbo.differentiable_loss(self.model, self.guide, data)
+        (loss / max(1, int(data.num_observed))).backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.options.clip_norm)
         if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
             raise NonFiniteError(
-                f"the loss became non-finite at step {self.step}: {_diagnose(self.model, self.guide, self.data)}",
+                f"the loss became non-finite at step {self.step}: {_diagnose(self.model, self.guide, data)}",
                 step=self.step,
                 quantity="loss" if not bool(torch.isfinite(loss)) else "gradient",
             )
@@ -263,13 +317,6 @@ class _Run:
         if self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
             self._look()
         self.consistent = True
-
-    def _loss(self) -> Tensor:
-        try:
-            return self.elbo.differentiable_loss(self.model, self.guide, self.data)
-        except SolveError as error:
-            error.args = (f"at optimisation step {self.step}: {error.args[0]}",)
-            raise
 
     def _look(self) -> None:
         if self.smoothed < self.best_loss:
@@ -355,14 +402,14 @@ class _Run:
 
 def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> Any:
     """Build the guide and move it to where the options say it starts."""
-    amortised = options.guide == "amortised"
+    if options.guide == "amortised":
+        return _initial_amortised(model, _Windows(data, options).first(), options, resuming)
     if options.start == "prior":
         return make_guide(options.guide, model, data)
-    if options.start == "values" or amortised or resuming:
-        values = starting_values(model, data)
-        guide = make_guide(options.guide, model, data, initial_values=values)
-        if resuming and not amortised:
-            poutine.block(guide)(data)
+    if options.start == "values" or resuming:
+        guide = make_guide(options.guide, model, data, initial_values=starting_values(model, data))
+        if resuming:
+            poutine.block(guide)(data)  # builds the guide's prototype, whose values are then restored
         return guide
     start = find_start(model, data)
     guide = make_guide(options.guide, model, data, initial_values=start.values)
@@ -370,6 +417,42 @@ def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming
         poutine.block(guide)(data)  # builds the guide's prototype
         guide.set_geometry(start.density.names, start.centre, start.covariance)
     return guide
+
+
+def _initial_amortised(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> AmortisedGuide:
+    """Build an amortised guide; teach potential and encoder what can be learned without sampling."""
+    values: dict[str, Tensor] = {}
+    if not resuming and options.start != "prior":
+        if callable(getattr(model, "pretrain", None)):
+            model.pretrain(data)
+        values = fit_point(model, data) if options.start == "mode" else starting_values(model, data)
+    rest = {name: value for name, value in values.items() if name not in INITIAL_SITES}
+    guide = AmortisedGuide(model, data, initial_values=rest)
+    if values:
+        pretrain_encoder(model, guide, data, values, _initial_spread(model, data, values))
+    return guide
+
+
+def _initial_spread(model: Any, data: Trajectories, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Return posterior sds of the initial states by the curvature at `values`, `(trajectories, 2 dim)`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        density = LogDensity(model, data, initial_values=values)
+    if density.size > MAX_CURVATURE_SIZE:
+        return None
+    covariance = laplace_covariance(density, density.initial)
+    if covariance is None:
+        return None
+    spread = density.split(covariance.diagonal().sqrt())
+    return torch.cat([spread[name] for name in INITIAL_SITES], dim=-1)
+
+
+def _network_parameters(module: Any) -> Iterator[Tensor]:
+    """Yield the parameters of a model or guide that are weights of networks."""
+    if isinstance(module, torch.nn.Module):
+        for child in module.modules():
+            if isinstance(child, ScalarMLP | torch.nn.Linear | torch.nn.LSTM | torch.nn.Conv2d):
+                yield from child.parameters(recurse=False)
 
 
 def _buffers(guide: Any) -> dict[str, Tensor]:

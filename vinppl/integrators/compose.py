@@ -92,6 +92,8 @@ class Composition(AbstractIntegrator):
     Keeps the geometry of its base (symplectic, reversible, momentum-preserving) at a
     higher order, for as many force evaluations a step as there are stages. A rollout
     expands it into the sub-steps of the base, so it costs nothing beyond them.
+    The order also holds under linear damping, quadratic damping and drives, as long as the
+    force is smooth: |v| v has a kink at every turning point, and limits it to about three.
 
     Args:
         base: a second-order reversible integrator.

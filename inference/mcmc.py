@@ -1,0 +1,94 @@
+"""Draw from the posterior of a model by NUTS, several chains in parallel.
+
+    python inference/mcmc.py --model Pendulum --data pendulum.csv --out runs/pendulum-nuts
+    python inference/mcmc.py --model MassSpring --data spring.csv --mcmc.num-chains 2 --mcmc.num-draws 500
+
+Writes OUT/result.nc (open it with arviz.from_netcdf), the log and checkpoints, and says whether the chains
+converged. Interrupted by Ctrl-C or killed, the same command resumes to the same draws. Forecast with
+inference/forecast.py OUT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vinppl.cli import DataOptions, load_data, plain, run_script
+from vinppl.diagnostics import convergence, summary
+from vinppl.export import write_result
+from vinppl.fit import MCMCOptions, MCMCProgress, fit_mcmc
+from vinppl.loading import build_model
+from vinppl.posterior import from_mcmc
+from vinppl.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a NUTS run.
+
+    Attributes:
+        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical), or
+            package.module:Name, or path/to/file.py:Name.
+        data: CSV, TXT, Parquet or NPZ file of trajectories.
+        out: run folder.
+        set: options of the model as name=value, for example noise=ar1 or damping=[0.1,1.0].
+        select: which measurements to use, and which column is what.
+        mcmc: options of the sampler.
+        overwrite: discard a run of other options in OUT.
+    """
+
+    model: str
+    data: Path
+    out: Path = Path("runs/mcmc")
+    set: tuple[str, ...] = ()
+    select: DataOptions = field(default_factory=DataOptions)
+    mcmc: MCMCOptions = field(default_factory=MCMCOptions)
+    overwrite: bool = False
+
+
+def main(config: Config) -> None:
+    """Sample, judge, and write the run folder."""
+    options = plain(dataclasses.replace(config, overwrite=False))
+    train, _ = load_data(config.data, config.select)
+    model = build_model(config.model, train, config.set)
+    folder = RunFolder(config.out)
+    resuming = folder.start({"kind": "mcmc", **options}, overwrite=config.overwrite)
+    folder.note(data=train.fingerprint())
+    print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
+
+    per_chain = config.mcmc.num_warmup + config.mcmc.num_draws
+    counts = [0] * config.mcmc.num_chains
+    divergences = 0
+    with tqdm(total=per_chain * config.mcmc.num_chains, unit="draw", desc="NUTS") as bar:
+
+        def on_draw(progress: MCMCProgress) -> None:
+            nonlocal divergences
+            bar.update(progress.count - counts[progress.chain])
+            counts[progress.chain] = progress.count
+            divergences += progress.stats.diverging
+            if progress.count % 50 == 0:
+                bar.set_postfix(
+                    accept=f"{progress.stats.acceptance_rate:.2f}",
+                    steps=progress.stats.n_steps,
+                    divergences=divergences,
+                )
+                folder.log("draws", chain=progress.chain, count=progress.count, **progress.stats._asdict())
+
+        result = fit_mcmc(model, train, config.mcmc, checkpoint=folder.checkpoint, on_draw=on_draw)
+
+    attrs = {"model": config.model, "inference": "nuts", "options": json.dumps(options)}
+    posterior = from_mcmc(result, attrs=attrs, seed=config.mcmc.seed)
+    write_result(posterior, folder.result)
+    verdict = convergence(posterior)
+    folder.log("finished", converged=verdict.converged, verdict=verdict.verdict)
+    print(summary(posterior).to_string())
+    print(f"{'converged' if verdict.converged else 'NOT CONVERGED'}: {verdict.verdict}")
+    print(f"posterior: {folder.result} ({result.seconds.max():.0f} s)")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

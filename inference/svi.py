@@ -1,0 +1,88 @@
+"""Fit a model to measured trajectories by stochastic variational inference.
+
+    python inference/svi.py --model Pendulum --data pendulum.csv --out runs/pendulum
+    python inference/svi.py --model NoisyStates --data pendulum.csv --set integrator=so2 --out runs/vin
+    python inference/svi.py --model my_model.py:MyModel --data swing.csv --columns.time t --columns.position theta
+
+Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint. Interrupted by
+Ctrl-C or killed, the same command resumes to the same numbers. Forecast with inference/forecast.py OUT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vinppl.cli import DataOptions, load_data, plain, run_script
+from vinppl.diagnostics import summary
+from vinppl.export import write_result
+from vinppl.fit import SVIOptions, SVIStep, fit_svi
+from vinppl.loading import build_model
+from vinppl.plotting import plot_losses, save_figure
+from vinppl.posterior import from_svi
+from vinppl.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of an SVI run.
+
+    Attributes:
+        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical, NoisyStates), or
+            package.module:Name, or path/to/file.py:Name.
+        data: CSV, TXT, Parquet or NPZ file of trajectories.
+        out: run folder.
+        set: options of the model as name=value, for example noise=ar1 or damping=[0.1,1.0].
+        select: which measurements to use, and which column is what.
+        svi: options of the inference.
+        num_draws: draws from the fitted guide that result.nc holds.
+        overwrite: discard a run of other options in OUT.
+    """
+
+    model: str
+    data: Path
+    out: Path = Path("runs/svi")
+    set: tuple[str, ...] = ()
+    select: DataOptions = field(default_factory=DataOptions)
+    svi: SVIOptions = field(default_factory=SVIOptions)
+    num_draws: int = 1000
+    overwrite: bool = False
+
+
+def main(config: Config) -> None:
+    """Fit, and write the run folder."""
+    options = plain(dataclasses.replace(config, overwrite=False))
+    train, _ = load_data(config.data, config.select)
+    model = build_model(config.model, train, config.set)
+    folder = RunFolder(config.out)
+    resuming = folder.start({"kind": "svi", **options}, overwrite=config.overwrite)
+    folder.note(data=train.fingerprint())
+    print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
+
+    with tqdm(total=config.svi.num_steps, unit="step", desc="SVI") as bar:
+
+        def on_step(step: SVIStep) -> None:
+            bar.update(step.step - bar.n)
+            if step.step % config.svi.check_every == 0:
+                bar.set_postfix(loss=f"{step.smoothed:.2f}", best=f"{step.best:.2f}")
+                folder.log("step", **dataclasses.asdict(step))
+
+        result = fit_svi(model, train, config.svi, checkpoint=folder.checkpoint / "svi.pt", on_step=on_step)
+
+    attrs = {"model": config.model, "inference": "svi", "options": json.dumps(options)}
+    posterior = from_svi(result, num_draws=config.num_draws, attrs=attrs, seed=config.svi.seed)
+    write_result(posterior, folder.result)
+    save_figure(plot_losses(result.losses, result.best_step), folder.path / "loss.png")
+    folder.log("finished", best_loss=result.best_loss, best_step=result.best_step, seconds=round(result.seconds, 1))
+    ending = "stopped early" if result.stopped_early else "ran all steps"
+    print(summary(posterior).to_string())
+    print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending}, {result.seconds:.0f} s)")
+    print(f"posterior: {folder.result}")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,178 @@
+"""What the command-line scripts share: options of the data, errors as one line, progress bars."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from vinppl._checks import require
+from vinppl.checkpoint import load_checkpoint
+from vinppl.data import ColumnSpec, Trajectories, read_trajectories
+from vinppl.draws import Draws
+from vinppl.errors import ConvergenceWarning, DataError, NonFiniteError, NumericalWarning, SolveError
+from vinppl.export import get_group, read_result
+from vinppl.loading import build_model
+from vinppl.runs import RunFolder
+
+__all__ = ["DataOptions", "LoadedRun", "load_data", "load_run", "plain", "rebuild", "run_script"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which measurements to use.
+
+    Attributes:
+        columns: which column is what; see `python inference/svi.py --help`.
+        first: use only the first samples of every trajectory; all by default.
+        train_fraction: share of every trajectory's samples that is fitted; the later ones are held out.
+        dtype: floating type of everything computed.
+        device: torch device, such as cpu or cuda.
+    """
+
+    columns: ColumnSpec = dataclasses.field(default_factory=ColumnSpec)
+    first: int | None = None
+    train_fraction: float = 1.0
+    dtype: Literal["float64", "float32"] = "float64"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(0 < self.train_fraction <= 1, "train_fraction must lie in (0, 1]", self.train_fraction)
+        require(self.first is None or self.first >= 2, "first must be at least 2", self.first)
+
+
+def load_data(file: str | Path, options: DataOptions) -> tuple[Trajectories, Trajectories | None]:
+    """Return the measurements to fit and those held out (`None` for none).
+
+    Raises:
+        DataError: if the file or what it holds cannot be used.
+    """
+    data = read_trajectories(file, options.columns, dtype=getattr(torch, options.dtype))
+    data = data.to(device=options.device)
+    if options.first is not None:
+        data = data.first(options.first)
+    return data.split_by_time(options.train_fraction) if options.train_fraction < 1 else (data, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, with everything needed to go on from it.
+
+    Attributes:
+        folder: where it lies.
+        options: its options, as plain values.
+        model: its model, built anew.
+        train: the measurements that were fitted.
+        held_out: those that were not, `None` for none.
+        posterior: its ArviZ object.
+        parameters: learned parameters by name, unconstrained; empty for NUTS.
+    """
+
+    folder: RunFolder
+    options: dict[str, Any]
+    model: Any
+    train: Trajectories
+    held_out: Trajectories | None
+    posterior: Any
+    parameters: dict[str, Tensor]
+
+    def draws(self, num_draws: int) -> Draws:
+        """Return evenly thinned posterior draws, each `(num_draws, *site)`."""
+        require(num_draws >= 1, "num_draws must be at least 1", num_draws)
+        dataset = get_group(self.posterior, "posterior")
+        total = dataset.sizes["chain"] * dataset.sizes["draw"]
+        chosen = np.unique(np.linspace(0, total - 1, min(num_draws, total)).round().astype(int))
+        flat = {name: array.values.reshape(total, *array.shape[2:]) for name, array in dataset.data_vars.items()}
+        return {str(name): torch.as_tensor(values[chosen]).to(self.train.values) for name, values in flat.items()}
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Read the folder of a finished run and rebuild its data and model.
+
+    Raises:
+        DataError: if the folder holds no finished run, or its data have changed.
+    """
+    folder = RunFolder(path)
+    config = folder.config()
+    options = config["options"]
+    if not folder.result.exists():
+        raise DataError(f"{folder.path} has no result yet. Run inference/{options['kind']}.py again to finish it.")
+    select = rebuild(DataOptions, options["select"])
+    train, held_out = load_data(options["data"], select)
+    if train.fingerprint() != config.get("data"):
+        raise DataError(f"{options['data']} has changed since {folder.path} was fitted. Restore it, or fit again.")
+    model = build_model(options["model"], train, options["set"])
+    saved = load_checkpoint(folder.checkpoint / "svi.pt") if options["kind"] == "svi" else None
+    parameters = {} if saved is None else {k: v.to(train.values.device) for k, v in saved["best"].items()}
+    return LoadedRun(folder, options, model, train, held_out, read_result(folder.result), parameters)
+
+
+def rebuild(config_type: Any, values: dict[str, Any]) -> Any:
+    """Return an options dataclass from plain values, nested ones included."""
+    hints = typing.get_type_hints(config_type)
+    built = {}
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(hints[name]) and isinstance(value, dict)
+        built[name] = rebuild(hints[name], value) if nested else tuple(value) if isinstance(value, list) else value
+    return config_type(**built)
+
+
+def plain(options: Any) -> Any:
+    """Return options as values that JSON can hold."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return {field.name: plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    if isinstance(options, Path):
+        return str(options)
+    if isinstance(options, tuple | list):
+        return [plain(item) for item in options]
+    return options
+
+
+def run_script(main: Callable[[Any], None], config_type: type, doc: str | None) -> None:
+    """Parse the command line into `config_type` and run `main`; end with a clear line, never a traceback.
+
+    Exit status: 0 done, 2 wrong input or options, 3 a numerical failure, 4 a file that could not be
+    read or written, 130 interrupted.
+    """
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.showwarning = _show_warning
+    try:
+        config = tyro.cli(config_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
+    except (ValueError, TypeError) as error:
+        _fail(str(error), 2)
+    try:
+        main(config)
+    except (DataError, ValueError, TypeError) as error:
+        _fail(str(error), 2, error)
+    except (NonFiniteError, SolveError) as error:
+        _fail(str(error), 3, error)
+    except OSError as error:
+        _fail(f"{error}. What was written before is kept; run the same command to resume.", 4, error)
+    except KeyboardInterrupt:
+        _fail("interrupted. What was done is saved; run the same command to resume.", 130)
+
+
+def _fail(message: str, status: int, error: BaseException | None = None) -> None:
+    """Print one message; a mistake of the library's own also shows where it came from."""
+    print(f"error: {message}", file=sys.stderr)
+    if error is not None and type(error) in (TypeError,):
+        import traceback
+
+        traceback.print_exception(error)
+    raise SystemExit(status)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    known = issubclass(category, ConvergenceWarning | NumericalWarning | UserWarning)
+    if known:
+        print(f"warning: {message}", file=sys.stderr)

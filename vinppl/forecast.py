@@ -1,0 +1,191 @@
+"""Posterior forecasts: the model run on from every draw, to times that were not measured yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vinppl._checks import require
+from vinppl.draws import predict, prototype
+from vinppl.errors import NumericalWarning
+from vinppl.export import to_arviz
+from vinppl.posterior import (
+    CONSTANT_DIMS,
+    arrays,
+    channel_attributes,
+    dataset_coords,
+    masked_values,
+    site_dims,
+    units,
+)
+
+if TYPE_CHECKING:
+    from vinppl.data import Trajectories
+
+__all__ = ["extend", "forecast"]
+
+
+def extend(
+    data: Trajectories,
+    *,
+    horizon: float,
+    step_size: float | None = None,
+    held_out: Trajectories | None = None,
+) -> Trajectories:
+    """Return the times of `data` continued to `horizon` beyond its end, and of what was held out.
+
+    Args:
+        data: the measurements that were fitted.
+        horizon: how far to forecast beyond the last fitted sample of each trajectory, in units of
+            time; 0 goes as far as the held-out samples do.
+        step_size: spacing of the forecast times; by default the median spacing of the data.
+        held_out: later measurements of the same trajectories, whose times are included.
+
+    Returns:
+        Trajectories with the measurements of both where there are any; all else is masked.
+
+    Raises:
+        ValueError: if nothing would be forecast, if the held-out trajectories are others or begin
+            earlier, or if the data have a drive (its future must come with `held_out`).
+    """
+    require(horizon >= 0, "horizon must not be negative", horizon)
+    require(
+        horizon > 0 or held_out is not None,
+        "there must be something to forecast",
+        "horizon=0 and nothing held out",
+        "Give a horizon in units of time.",
+    )
+    if held_out is not None:
+        require(
+            held_out.num_trajectories == data.num_trajectories,
+            f"held-out data must continue the same {data.num_trajectories} trajectories",
+            f"{held_out.num_trajectories}",
+        )
+    gaps = data.times.diff(dim=-1)
+    step = float(gaps[gaps > 0].median()) if step_size is None else step_size
+    require(step > 0, "step_size must be positive", step)
+    pieces = [_extend_one(data, held_out, n, horizon, step) for n in range(data.num_trajectories)]
+    longest = max(times.numel() for times, _, _, _ in pieces)
+    padded = [_pad(piece, longest) for piece in pieces]
+    times, values, mask = (torch.stack([p[i] for p in padded]) for i in range(3))
+    drive = None if data.drive is None else torch.stack([p[3] for p in padded])
+    return dataclasses.replace(data, times=times, values=values, mask=mask, drive=drive)
+
+
+def _extend_one(
+    data: Trajectories, held_out: Trajectories | None, n: int, horizon: float, step: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return times, values, mask and drive of one continued trajectory."""
+    length = int(data.lengths[n])
+    parts = [(data.times[n, :length], data.values[n, :length], data.mask[n, :length])]
+    drives = None if data.drive is None else [data.drive[n, :length]]
+    last = data.times[n, length - 1]
+    if held_out is not None:
+        more = int(held_out.lengths[n])
+        require(
+            bool(held_out.times[n, 0] > last),
+            "held-out samples must come after the fitted ones",
+            f"time {float(held_out.times[n, 0]):.6g} after {float(last):.6g} in trajectory {data.names[n]}",
+        )
+        parts.append((held_out.times[n, :more], held_out.values[n, :more], held_out.mask[n, :more]))
+        if drives is not None and held_out.drive is not None:
+            drives.append(held_out.drive[n, :more])
+    reached = parts[-1][0][-1]
+    count = int(torch.floor((last + horizon - reached) / step + 1e-6).clamp_min(0))
+    if count > 0:
+        require(
+            drives is None,
+            "a driven system can be forecast only as far as its drive is known",
+            f"a horizon of {horizon:.6g} beyond the samples",
+            "Give the future of the drive as held-out samples (measured channels may be empty).",
+        )
+        times = reached + step * torch.arange(1, count + 1, dtype=reached.dtype, device=reached.device)
+        empty = torch.zeros(count, data.num_channels, dtype=reached.dtype, device=reached.device)
+        parts.append((times, empty, empty > 0))
+    times, values, mask = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return times, values, mask, None if drives is None else torch.cat(drives)
+
+
+def _pad(piece: tuple[Tensor, Tensor, Tensor, Tensor | None], length: int) -> list[Any]:
+    """Repeat the last time and mask the rest, up to `length` samples."""
+    times, values, mask, drive = piece
+    extra = length - times.numel()
+    pad = torch.nn.functional.pad
+    return [
+        torch.cat([times, times[-1:].expand(extra)]),
+        pad(values, (0, 0, 0, extra)),
+        pad(mask, (0, 0, 0, extra)),
+        None if drive is None else pad(drive, (0, 0, 0, extra)),
+    ]
+
+
+def forecast(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Trajectories,
+    future: Trajectories,
+    *,
+    chunk_size: int = 250,
+    seed: int = 0,
+    parameters: Mapping[str, Tensor] | None = None,
+    attrs: Mapping[str, str] | None = None,
+) -> Any:
+    """Run the model from posterior draws over the times of `future` and return the ArviZ object.
+
+    Trajectories are computed afresh from the initial states; no deterministic site is replayed.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        draws: latent sites, each `(num_draws, *site)`.
+        data: the measurements that were fitted.
+        future: where to predict, from `extend`.
+        chunk_size: draws that run as one batch.
+        seed: of the predictive noise.
+        parameters: learned parameters of the model, unconstrained, by name.
+        attrs: what else to store as attributes.
+
+    Returns:
+        Groups `posterior`, `predictions` (`obs`, `states` and `energy` where the model records them)
+        and `predictions_constant_data` (`times`, `measured`, `in_sample`, `forecast_start`).
+
+    Warns:
+        NumericalWarning: if some draws have no finite trajectory (an implicit step without a
+            solution, say); they are left out and counted.
+    """
+    predicted = predict(model, draws, future, chunk_size=chunk_size, seed=seed, parameters=parameters)
+    finite = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in predicted.values()]).all(0)
+    lost = int((~finite).sum())
+    if lost:
+        require(lost < finite.numel(), "some draws must have a finite forecast", f"none of {lost}")
+        warnings.warn(
+            f"{lost} of {finite.numel()} draws have no finite trajectory over the horizon and were left out",
+            NumericalWarning,
+            stacklevel=2,
+        )
+        predicted = {name: value[finite] for name, value in predicted.items()}
+        draws = {name: value[finite] for name, value in draws.items()}
+    num_draws = int(finite.sum())
+    trace = prototype(model, future)
+    last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
+    groups = {
+        "posterior": arrays(draws, (1, num_draws)),
+        "predictions": arrays(predicted, (1, num_draws)),
+        "predictions_constant_data": {
+            "times": future.times.cpu().numpy(),
+            "measured": masked_values(future),
+            "in_sample": (future.times <= last).cpu().numpy(),
+            "forecast_start": last.squeeze(-1).cpu().numpy(),
+        },
+    }
+    return to_arviz(
+        groups,
+        dims=site_dims(trace, [*draws, *predicted]) | CONSTANT_DIMS,
+        coords=dataset_coords(future),
+        units=units(future),
+        attrs={**channel_attributes(data), "draws_without_forecast": str(lost), **(attrs or {})},
+    )

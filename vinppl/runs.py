@@ -1,0 +1,116 @@
+"""Run folders: one folder for everything a script writes, complete at every moment.
+
+    config.json    every option, versions, fingerprint of the data
+    log.jsonl      one JSON object per line: progress and events
+    checkpoint/    what a resumed run needs
+    result.nc      the posterior, for ArviZ
+    forecast.nc    forecasts, with the same posterior
+    *.png          figures
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vinppl._checks import require
+from vinppl.checkpoint import write_atomically
+from vinppl.errors import DataError
+
+__all__ = ["RunFolder", "versions"]
+
+
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.log_file = self.path / "log.jsonl"
+        self.checkpoint = self.path / "checkpoint"
+        self.result = self.path / "result.nc"
+        self.forecast = self.path / "forecast.nc"
+
+    def start(self, config: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+        """Begin or resume a run with these options.
+
+        Args:
+            config: every option, as plain values.
+            overwrite: discard a run of other options that the folder holds.
+
+        Returns:
+            Whether the folder holds an earlier part of the same run.
+
+        Raises:
+            ValueError: if it holds a run of other options and `overwrite` is not set.
+        """
+        new = json.loads(json.dumps(config))
+        if self.config_file.exists() and not overwrite:
+            old = self.config()["options"]
+            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+            require(
+                not changed,
+                f"{self.path} holds a run with other options",
+                "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3]),
+                "Choose another --out, or pass --overwrite to discard that run.",
+            )
+            self.log("resumed")
+            return True
+        self.path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self._clear()
+        text = json.dumps({"options": new, "versions": versions()}, indent=2)
+        write_atomically(self.config_file, lambda file: file.write(text.encode()))
+        self.log("started")
+        return False
+
+    def config(self) -> dict[str, Any]:
+        """Return the options and versions of the run.
+
+        Raises:
+            DataError: if the folder holds no run.
+        """
+        if not self.config_file.exists():
+            raise DataError(f"{self.path} holds no run: it has no config.json. Name the folder that a script wrote.")
+        try:
+            loaded: dict[str, Any] = json.loads(self.config_file.read_text())
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.config_file} is damaged ({error}). Restore it, or run again.") from error
+        return loaded
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (the fingerprint of the data, say) to config.json."""
+        config = {**self.config(), **json.loads(json.dumps(facts))}
+        write_atomically(self.config_file, lambda file: file.write(json.dumps(config, indent=2).encode()))
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to the log."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **values})
+        with self.log_file.open("a") as file:
+            file.write(line + "\n")
+
+    def _clear(self) -> None:
+        for pattern in ("*.nc", "*.png", "*.csv", "log.jsonl", "checkpoint/*.pt"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape the numbers."""
+    names = ("vinppl", "torch", "pyro-ppl", "arviz", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
