@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import DisallowNone, Positional, arg
 
 from vinppl.cli import load_run, run_script
-from vinppl.diagnostics import forecast_scores
 from vinppl.export import get_group, write_result
 from vinppl.forecast import extend, forecast
 from vinppl.plotting import plot_energy, plot_fan_chart, plot_phase_portrait, plot_uncertainty, save_figure
+from vinppl.scores import forecast_scores
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Config:
         seed: of the predictive noise.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
     horizon: float = 0.0
-    step_size: float | None = None
+    step_size: DisallowNone[float | None] = None
     num_draws: int = 500
     trajectory: int = 0
     seed: int = 0

@@ -1,23 +1,25 @@
 """Draw from the posterior of a model by NUTS, several chains in parallel.
 
     python inference/mcmc.py --model Pendulum --data pendulum.csv --out runs/pendulum-nuts
-    python inference/mcmc.py --model MassSpring --data spring.csv --mcmc.num-chains 2 --mcmc.num-draws 500
+    python inference/mcmc.py --model MassSpring --data spring.csv --num-chains 2 --num-draws 500
 
 Writes OUT/result.nc (open it with arviz.from_netcdf), the log and checkpoints, and says whether the chains
-converged. Interrupted by Ctrl-C or killed, the same command resumes to the same draws. Forecast with
-inference/forecast.py OUT.
+converged. Interrupted by Ctrl-C or killed, the same command resumes to the same draws; with a larger
+--num-draws it draws on from where it ended. Forecast with inference/forecast.py OUT.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
+from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
-from vinppl.cli import DataOptions, load_data, plain, run_script
+from vinppl.cli import DataOptions, load_data, run_options, run_script
+from vinppl.data import ColumnSpec
 from vinppl.diagnostics import convergence, summary
 from vinppl.export import write_result
 from vinppl.fit import MCMCOptions, MCMCProgress, fit_mcmc
@@ -35,29 +37,31 @@ class Config:
             package.module:Name, or path/to/file.py:Name.
         data: CSV, TXT, Parquet or NPZ file of trajectories.
         out: run folder.
-        set: options of the model as name=value, for example noise=ar1 or damping=[0.1,1.0].
-        select: which measurements to use, and which column is what.
-        mcmc: options of the sampler.
-        overwrite: discard a run of other options in OUT.
+        set: options of the model, for example noise=ar1 damping=[0.1,1.0].
+        mcmc: how to sample.
+        columns: which column is what; by default time, trajectory, q and v (or q0, q1, .. and v0, v1, ..).
+        select: which measurements to use.
+        overwrite: discard the run that OUT holds.
     """
 
     model: str
     data: Path
     out: Path = Path("runs/mcmc")
-    set: tuple[str, ...] = ()
-    select: DataOptions = field(default_factory=DataOptions)
-    mcmc: MCMCOptions = field(default_factory=MCMCOptions)
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
+    mcmc: DisallowNone[OmitArgPrefixes[MCMCOptions]] = field(default_factory=MCMCOptions)
+    columns: DisallowNone[ColumnSpec] = field(default_factory=ColumnSpec)
+    select: DisallowNone[OmitArgPrefixes[DataOptions]] = field(default_factory=DataOptions)
     overwrite: bool = False
 
 
 def main(config: Config) -> None:
     """Sample, judge, and write the run folder."""
-    options = plain(dataclasses.replace(config, overwrite=False))
-    train, _ = load_data(config.data, config.select)
+    train, _ = load_data(config.data, config.columns, config.select)
     model = build_model(config.model, train, config.set)
     folder = RunFolder(config.out)
-    resuming = folder.start({"kind": "mcmc", **options}, overwrite=config.overwrite)
-    folder.note(data=train.fingerprint())
+    options = run_options("mcmc", config)
+    free = tuple(f"mcmc.{name}" for name in ("num_chains", "num_draws", "num_workers", "checkpoint_every"))
+    resuming = folder.start(options, data=train.fingerprint(), free=free, overwrite=config.overwrite)
     print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
 
     per_chain = config.mcmc.num_warmup + config.mcmc.num_draws
@@ -85,8 +89,8 @@ def main(config: Config) -> None:
     write_result(posterior, folder.result)
     verdict = convergence(posterior)
     folder.log("finished", converged=verdict.converged, verdict=verdict.verdict)
-    print(summary(posterior).to_string())
-    print(f"{'converged' if verdict.converged else 'NOT CONVERGED'}: {verdict.verdict}")
+    print(summary(posterior).to_string(na_rep=""))
+    print(verdict.verdict)
     print(f"posterior: {folder.result} ({result.seconds.max():.0f} s)")
 
 

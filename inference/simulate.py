@@ -1,8 +1,8 @@
 """Simulate noisy measurements of a ground-truth system and write them as CSV.
 
     python inference/simulate.py --system pendulum --out pendulum.csv
-    python inference/simulate.py --system mass_spring --num-trajectories 25 --noise-scale 0.33 --out spring.csv
-    python inference/simulate.py --system duffing --parameters damping=0.1 cubic=0.5 --observe position --out d.csv
+    python inference/simulate.py --system mass_spring --num-trajectories 25 --out spring.csv
+    python inference/simulate.py --system duffing --parameters damping=0.1 --observe position --out d.csv
 
 The defaults are the low-data setting of the VIN paper: 5 trajectories of 30 points at 10 Hz, noise 0.33.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from vinppl.cli import run_script
 from vinppl.data import write_csv
 from vinppl.simulate import simulate
-from vinppl.systems import SYSTEMS, system
+from vinppl.systems import system
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Config:
         out: CSV file to write.
         system: mass_spring, pendulum, damped_pendulum, driven_oscillator, duffing, coupled_oscillators,
             henon_heiles or kepler.
-        parameters: parameters of the system as name=value.
+        parameters: parameters of the system, for example length=0.5 mass=2.
         num_trajectories: number of trajectories.
         num_times: samples of each.
         step_size: seconds between samples.
@@ -38,7 +40,7 @@ class Config:
 
     out: Path
     system: str = "pendulum"
-    parameters: tuple[str, ...] = ()
+    parameters: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
     num_trajectories: int = 5
     num_times: int = 30
     step_size: float = 0.1
@@ -74,7 +76,7 @@ def parse_parameters(settings: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals:
-            raise ValueError(f"parameters are written name=number; got {setting!r}. Systems: {', '.join(SYSTEMS)}.")
+            raise ValueError(f"parameters are written name=number; got {setting!r}.")
     return parameters
 
 

@@ -2,10 +2,11 @@
 
     python inference/svi.py --model Pendulum --data pendulum.csv --out runs/pendulum
     python inference/svi.py --model NoisyStates --data pendulum.csv --set integrator=so2 --out runs/vin
-    python inference/svi.py --model my_model.py:MyModel --data swing.csv --columns.time t --columns.position theta
+    python inference/svi.py --model my_model.py:MyModel --data swing.csv --columns.position theta
 
-Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint. Interrupted by
-Ctrl-C or killed, the same command resumes to the same numbers. Forecast with inference/forecast.py OUT.
+Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint.
+Interrupted by Ctrl-C or killed, the same command resumes to the same numbers. Forecast with
+inference/forecast.py OUT.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
+from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
-from vinppl.cli import DataOptions, load_data, plain, run_script
+from vinppl.cli import DataOptions, load_data, run_options, run_script
+from vinppl.data import ColumnSpec
 from vinppl.diagnostics import summary
 from vinppl.export import write_result
 from vinppl.fit import SVIOptions, SVIStep, fit_svi
@@ -36,31 +40,33 @@ class Config:
             package.module:Name, or path/to/file.py:Name.
         data: CSV, TXT, Parquet or NPZ file of trajectories.
         out: run folder.
-        set: options of the model as name=value, for example noise=ar1 or damping=[0.1,1.0].
-        select: which measurements to use, and which column is what.
-        svi: options of the inference.
+        set: options of the model, for example noise=ar1 damping=[0.1,1.0].
+        svi: how to fit.
+        columns: which column is what; by default time, trajectory, q and v (or q0, q1, .. and v0, v1, ..).
+        select: which measurements to use.
         num_draws: draws from the fitted guide that result.nc holds.
-        overwrite: discard a run of other options in OUT.
+        overwrite: discard the run that OUT holds.
     """
 
     model: str
     data: Path
     out: Path = Path("runs/svi")
-    set: tuple[str, ...] = ()
-    select: DataOptions = field(default_factory=DataOptions)
-    svi: SVIOptions = field(default_factory=SVIOptions)
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
+    svi: DisallowNone[OmitArgPrefixes[SVIOptions]] = field(default_factory=SVIOptions)
+    columns: DisallowNone[ColumnSpec] = field(default_factory=ColumnSpec)
+    select: DisallowNone[OmitArgPrefixes[DataOptions]] = field(default_factory=DataOptions)
     num_draws: int = 1000
     overwrite: bool = False
 
 
 def main(config: Config) -> None:
     """Fit, and write the run folder."""
-    options = plain(dataclasses.replace(config, overwrite=False))
-    train, _ = load_data(config.data, config.select)
+    train, _ = load_data(config.data, config.columns, config.select)
     model = build_model(config.model, train, config.set)
     folder = RunFolder(config.out)
-    resuming = folder.start({"kind": "svi", **options}, overwrite=config.overwrite)
-    folder.note(data=train.fingerprint())
+    options = run_options("svi", config)
+    free = ("num_draws", "svi.checkpoint_every")
+    resuming = folder.start(options, data=train.fingerprint(), free=free, overwrite=config.overwrite)
     print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
 
     with tqdm(total=config.svi.num_steps, unit="step", desc="SVI") as bar:
@@ -77,10 +83,12 @@ def main(config: Config) -> None:
     posterior = from_svi(result, num_draws=config.num_draws, attrs=attrs, seed=config.svi.seed)
     write_result(posterior, folder.result)
     save_figure(plot_losses(result.losses, result.best_step), folder.path / "loss.png")
-    folder.log("finished", best_loss=result.best_loss, best_step=result.best_step, seconds=round(result.seconds, 1))
-    ending = "stopped early" if result.stopped_early else "ran all steps"
-    print(summary(posterior).to_string())
-    print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending}, {result.seconds:.0f} s)")
+    folder.log(
+        "finished", best_loss=result.best_loss, best_step=result.best_step, seconds=round(result.seconds, 1)
+    )
+    ending = f"{'stopped early' if result.stopped_early else 'ran all steps'}, {result.seconds:.0f} s"
+    print(summary(posterior).to_string(na_rep=""))
+    print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending})")
     print(f"posterior: {folder.result}")
 
 

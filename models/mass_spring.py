@@ -122,5 +122,10 @@ class MassSpring(PyroModule):
         mass = 1.0 if self.config.mass is None else self.config.mass[0]
         fitted = mass * force_regression(data, terms).clamp_min(1e-4)
         stiffness = fitted[0] if data.dim == 1 else fitted[0].expand(data.dim)
-        values = {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data), "potential.stiffness": stiffness}
+        values = {
+            "initial_position": q0,
+            "initial_velocity": v0,
+            "noise_scale": noise_estimate(data),
+            "potential.stiffness": stiffness,
+        }
         return {**values, "damping.coefficient": fitted[1]} if damped else values

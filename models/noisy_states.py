@@ -14,6 +14,7 @@ potential.network.weight_l  theta        per layer     real       point estimate
 potential.network.bias_l                                          Normal(0, s / sqrt(fan-in))
 mass                        M            ()            > 0        fixed at 1
 damping.coefficient         c            ()            > 0        none (no damping)
+velocity_gain               -            ()            > 0        none (gain 1)
 noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
 obs                         y            (N, T, C)     real       observed
 ==========================  ===========  ============  =========  ========================
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
-from vinppl.emissions import NoiseName, make_emission
+from vinppl.emissions import NoiseName, VelocityGain, make_emission
 from vinppl.estimates import first_states, noise_estimate, pretrain_potential
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
@@ -62,6 +63,8 @@ class NoisyStatesConfig:
         mass: prior of M; `None` fixes it at one.
         damping: prior of c; `None` for no damping.
         noise: how the measurements scatter.
+        velocity_gain: sd of the logarithm of the factor by which measured velocities are off, around
+            one; `None` trusts them. For velocities that were differentiated and smoothed, 0.1 or so.
         noise_scale: prior of the noise scale of every channel; `None` sets it by the data.
         correlation_time: prior of the memory of `ar1` noise; `None` sets it by the data.
         initial_scale: sds of the priors of initial position and velocity; `None` sets them by the data.
@@ -71,12 +74,13 @@ class NoisyStatesConfig:
 
     integrator: str = "velocity_verlet"
     angles: tuple[int, ...] | None = None
-    hidden_sizes: tuple[int, ...] = (1000,)
+    hidden_sizes: tuple[int, ...] = (128,)
     activation: str = "softplus"
     weight_prior_scale: float | None = None
     mass: tuple[float, float] | None = None
     damping: tuple[float, float] | None = None
     noise: NoiseName = "gaussian"
+    velocity_gain: float | None = None
     noise_scale: tuple[float, float] | None = None
     correlation_time: tuple[float, float] | None = None
     initial_scale: tuple[float, float] | None = None
@@ -120,6 +124,9 @@ class NoisyStates(PyroModule):
             num_channels=data.num_channels,
             correlation_time=correlation_prior(data, config.correlation_time),
         )
+        self.sensor = VelocityGain(
+            None if config.velocity_gain is None else log_normal(1.0, config.velocity_gain)
+        )
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
@@ -140,7 +147,8 @@ class NoisyStates(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
-        noise = self.emission(data.observe(path), data.times, mask=data.mask)
+        loc = self.sensor(data.observe(path), data.velocity_channels)
+        noise = self.emission(loc, data.times, mask=data.mask)
         with trajectories:
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)

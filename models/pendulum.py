@@ -2,7 +2,7 @@
 
     q0_n ~ Normal(0, s_q)            v0_n ~ Normal(0, s_v)         one per trajectory n
     d2q/dt2 = -(g/l) sin(q - offset) - c v - d |v| v               unit inertia
-    y_ntc ~ Noise(q or v at t, noise_scale_c)                      one per observed sample
+    y_ntc ~ Noise(q or velocity_gain v at t, noise_scale_c)        one per observed sample
 
 ==========================  ===========  ============  =========  ========================
 site                        symbol       shape         support    prior (default)
@@ -14,6 +14,7 @@ length
 potential.angle_offset      offset       ()            real       fixed at 0
 damping.coefficient         c            ()            > 0        LogNormal(log 0.03, 1.5)
 drag.coefficient            d            ()            > 0        none (no drag)
+velocity_gain               -            ()            > 0        none (gain 1)
 noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
 correlation_time (ar1)      tau          (C,)          > 0        LogNormal(log 3 gaps, 1)
 degrees_of_freedom          nu           ()            > 0        Gamma(2, 0.1)
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
-from vinppl.emissions import NoiseName, make_emission
+from vinppl.emissions import NoiseName, VelocityGain, make_emission
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, LinearDamping, QuadraticDamping
 from vinppl.potentials import PendulumPotential
@@ -57,6 +58,8 @@ class PendulumConfig:
         drag: prior of the quadratic damping d; `None` for none.
         angle_offset: standard deviation of a normal prior on the angle at rest; `None` fixes it at zero.
         noise: how the measurements scatter.
+        velocity_gain: sd of the logarithm of the factor by which measured velocities are off, around
+            one; `None` trusts them. For velocities that were differentiated and smoothed, 0.1 or so.
         noise_scale: prior of the noise scale of every channel; `None` sets it by the data.
         correlation_time: prior of the memory of `ar1` noise; `None` sets it by the data.
         initial_scale: sds of the priors of initial angle and velocity; `None` sets them by the data.
@@ -69,6 +72,7 @@ class PendulumConfig:
     drag: tuple[float, float] | None = None
     angle_offset: float | None = None
     noise: NoiseName = "gaussian"
+    velocity_gain: float | None = None
     noise_scale: tuple[float, float] | None = None
     correlation_time: tuple[float, float] | None = None
     initial_scale: tuple[float, float] | None = None
@@ -104,6 +108,9 @@ class Pendulum(PyroModule):
             num_channels=data.num_channels,
             correlation_time=correlation_prior(data, config.correlation_time),
         )
+        self.sensor = VelocityGain(
+            None if config.velocity_gain is None else log_normal(1.0, config.velocity_gain)
+        )
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
@@ -116,7 +123,8 @@ class Pendulum(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
-        noise = self.emission(data.observe(path), data.times, mask=data.mask)
+        loc = self.sensor(data.observe(path), data.velocity_channels)
+        noise = self.emission(loc, data.times, mask=data.mask)
         with trajectories:
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)

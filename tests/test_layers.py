@@ -51,6 +51,7 @@ LAYERS = {
     "vinppl.runs": 8.1,
     "vinppl.fit": 8.1,
     "vinppl.diagnostics": 8.1,
+    "vinppl.scores": 8.1,
     "vinppl.posterior": 8.2,
     "vinppl.forecast": 8.3,
     "vinppl.cli": 8.4,

@@ -7,7 +7,6 @@ Files hold nothing but tensors, numbers, strings, lists and dicts and are read w
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,10 +59,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged bytes can stop the reader in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]}). "
-            "Delete it to start the run afresh."
+            f"{path}: not a readable checkpoint ({reason}). Delete it to start the run afresh."
         ) from error
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint of this library. Delete it to start the run afresh.")

@@ -1,14 +1,19 @@
-"""What the command-line scripts share: options of the data, errors as one line, progress bars."""
+"""What the command-line scripts share: options of the data, run folders, errors as one line."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import os
+import re
 import sys
+import traceback
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -24,7 +29,16 @@ from vinppl.export import get_group, read_result
 from vinppl.loading import build_model
 from vinppl.runs import RunFolder
 
-__all__ = ["DataOptions", "LoadedRun", "load_data", "load_run", "plain", "rebuild", "run_script"]
+__all__ = [
+    "DataOptions",
+    "LoadedRun",
+    "load_data",
+    "load_run",
+    "plain",
+    "rebuild",
+    "run_options",
+    "run_script",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +46,12 @@ class DataOptions:
     """Which measurements to use.
 
     Attributes:
-        columns: which column is what; see `python inference/svi.py --help`.
         first: use only the first samples of every trajectory; all by default.
         train_fraction: share of every trajectory's samples that is fitted; the later ones are held out.
         dtype: floating type of everything computed.
         device: torch device, such as cpu or cuda.
     """
 
-    columns: ColumnSpec = dataclasses.field(default_factory=ColumnSpec)
     first: int | None = None
     train_fraction: float = 1.0
     dtype: Literal["float64", "float32"] = "float64"
@@ -50,13 +62,25 @@ class DataOptions:
         require(self.first is None or self.first >= 2, "first must be at least 2", self.first)
 
 
-def load_data(file: str | Path, options: DataOptions) -> tuple[Trajectories, Trajectories | None]:
+def load_data(
+    file: str | Path, columns: ColumnSpec, options: DataOptions
+) -> tuple[Trajectories, Trajectories | None]:
     """Return the measurements to fit and those held out (`None` for none).
+
+    Their dtype becomes torch's default, so that a user's model makes its own tensors in it.
+
+    Args:
+        file: where they are.
+        columns: which column is what.
+        options: which of them to use.
 
     Raises:
         DataError: if the file or what it holds cannot be used.
     """
-    data = read_trajectories(file, options.columns, dtype=getattr(torch, options.dtype))
+    if columns.trajectory == "None":  # as written on a command line
+        columns = dataclasses.replace(columns, trajectory=None)
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    data = read_trajectories(file, columns, dtype=getattr(torch, options.dtype))
     data = data.to(device=options.device)
     if options.first is not None:
         data = data.first(options.first)
@@ -71,7 +95,7 @@ class LoadedRun:
         folder: where it lies.
         options: its options, as plain values.
         model: its model, built anew.
-        train: the measurements that were fitted.
+        train: the measurements that were fitted, or the last window of them, where forecasts begin.
         held_out: those that were not, `None` for none.
         posterior: its ArviZ object.
         parameters: learned parameters by name, unconstrained; empty for NUTS.
@@ -91,8 +115,12 @@ class LoadedRun:
         dataset = get_group(self.posterior, "posterior")
         total = dataset.sizes["chain"] * dataset.sizes["draw"]
         chosen = np.unique(np.linspace(0, total - 1, min(num_draws, total)).round().astype(int))
-        flat = {name: array.values.reshape(total, *array.shape[2:]) for name, array in dataset.data_vars.items()}
-        return {str(name): torch.as_tensor(values[chosen]).to(self.train.values) for name, values in flat.items()}
+        flat = {
+            name: array.values.reshape(total, *array.shape[2:]) for name, array in dataset.data_vars.items()
+        }
+        return {
+            str(name): torch.as_tensor(values[chosen]).to(self.train.values) for name, values in flat.items()
+        }
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -105,14 +133,20 @@ def load_run(path: str | Path) -> LoadedRun:
     config = folder.config()
     options = config["options"]
     if not folder.result.exists():
-        raise DataError(f"{folder.path} has no result yet. Run inference/{options['kind']}.py again to finish it.")
-    select = rebuild(DataOptions, options["select"])
-    train, held_out = load_data(options["data"], select)
+        raise DataError(
+            f"{folder.path} has no result yet. Run inference/{options['kind']}.py again to finish it."
+        )
+    columns, select = rebuild(ColumnSpec, options["columns"]), rebuild(DataOptions, options["select"])
+    train, held_out = load_data(options["data"], columns, select)
     if train.fingerprint() != config.get("data"):
-        raise DataError(f"{options['data']} has changed since {folder.path} was fitted. Restore it, or fit again.")
+        raise DataError(
+            f"{options['data']} has changed since {folder.path} was fitted. Restore it, or fit again."
+        )
     model = build_model(options["model"], train, options["set"])
     saved = load_checkpoint(folder.checkpoint / "svi.pt") if options["kind"] == "svi" else None
     parameters = {} if saved is None else {k: v.to(train.values.device) for k, v in saved["best"].items()}
+    window = options.get("svi", {}).get("window", 0)
+    train = train.last(window) if window else train
     return LoadedRun(folder, options, model, train, held_out, read_result(folder.result), parameters)
 
 
@@ -122,8 +156,23 @@ def rebuild(config_type: Any, values: dict[str, Any]) -> Any:
     built = {}
     for name, value in values.items():
         nested = dataclasses.is_dataclass(hints[name]) and isinstance(value, dict)
-        built[name] = rebuild(hints[name], value) if nested else tuple(value) if isinstance(value, list) else value
+        built[name] = (
+            rebuild(hints[name], value) if nested else tuple(value) if isinstance(value, list) else value
+        )
     return config_type(**built)
+
+
+def run_options(kind: str, config: Any) -> dict[str, Any]:
+    """Return what identifies a run: its options as plain values, files by their full path.
+
+    Leaves out where it is written (`out`, `overwrite`), so that a folder can be moved or renamed.
+    """
+    options = {name: value for name, value in plain(config).items() if name not in ("out", "overwrite")}
+    options["data"] = str(Path(options["data"]).resolve())
+    place, colon, name = options["model"].rpartition(":")
+    if place.endswith(".py"):
+        options["model"] = f"{Path(place).resolve()}{colon}{name}"
+    return {"kind": kind, **options}
 
 
 def plain(options: Any) -> Any:
@@ -146,10 +195,7 @@ def run_script(main: Callable[[Any], None], config_type: type, doc: str | None) 
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.showwarning = _show_warning
-    try:
-        config = tyro.cli(config_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, TypeError) as error:
-        _fail(str(error), 2)
+    config = _parse(config_type, doc, sys.argv[1:])
     try:
         main(config)
     except (DataError, ValueError, TypeError) as error:
@@ -162,17 +208,64 @@ def run_script(main: Callable[[Any], None], config_type: type, doc: str | None) 
         _fail("interrupted. What was done is saved; run the same command to resume.", 130)
 
 
-def _fail(message: str, status: int, error: BaseException | None = None) -> None:
+def _parse(config_type: type, doc: str | None, arguments: list[str]) -> Any:
+    """Return the options; end with one line where the command line or a value is wrong."""
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            _fail(f"{flag} is given twice. Several values follow one {flag}, separated by spaces.", 2)
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured), _wide_terminal("--help" in flags or "-h" in arguments):
+            return tyro.cli(
+                config_type, description=doc, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        _fail(_unboxed(captured.getvalue()), 2)
+    except (ValueError, TypeError) as error:
+        _fail(str(error), 2)
+
+
+@contextlib.contextmanager
+def _wide_terminal(unchanged: bool) -> Iterator[None]:
+    """Keep messages that are read back from being wrapped."""
+    before = os.environ.get("COLUMNS")
+    if not unchanged:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        elif not unchanged:
+            del os.environ["COLUMNS"]
+
+
+def _unboxed(text: str) -> str:
+    """Return what a framed message of tyro's says, as one line, with the options that it suggests."""
+    lines = [line.strip(" │") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    message = " ".join(line for line in lines[:rule] if line) or "the command line cannot be read"
+    named = list(dict.fromkeys(re.findall(r"^│ {5}([-A-Z]\S+)", text, re.MULTILINE)))
+    hint = ""
+    if message.startswith("Missing from"):
+        message = f"{' and '.join(named)} must be given"
+    elif message.startswith("Unrecognized") and named:
+        hint = f" Did you mean {' or '.join(named[:2])}?"
+    message = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", message)  # names an options class
+    return f"{message.rstrip('.')}.{hint} --help lists all options."
+
+
+def _fail(message: str, status: int, error: BaseException | None = None) -> NoReturn:
     """Print one message; a mistake of the library's own also shows where it came from."""
     print(f"error: {message}", file=sys.stderr)
-    if error is not None and type(error) in (TypeError,):
-        import traceback
-
+    if type(error) is TypeError:
         traceback.print_exception(error)
     raise SystemExit(status)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    known = issubclass(category, ConvergenceWarning | NumericalWarning | UserWarning)
-    if known:
+    if issubclass(category, ConvergenceWarning | NumericalWarning | UserWarning):
         print(f"warning: {message}", file=sys.stderr)

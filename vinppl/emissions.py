@@ -24,6 +24,7 @@ __all__ = [
     "NoiseName",
     "StudentTEmission",
     "StudentTSeries",
+    "VelocityGain",
     "make_emission",
 ]
 
@@ -282,6 +283,40 @@ class AR1Emission(_Emission):
         scale = self._over_series(self.noise_scale, self.per_channel)
         tau = self._over_series(self.correlation_time, self.per_channel)
         return AR1Series(loc, scale, tau, times, mask=mask)
+
+
+class VelocityGain(Component):
+    """A sensor of velocities that reads a constant factor too much or too little.
+
+    Velocities are often not measured but differentiated from positions and smoothed, which shrinks
+    them by a factor that depends on the sampling. Left out of the model it passes for damping, drift
+    or noise with memory.
+
+    Args:
+        gain: the factor, near one: a prior, or `None` for a sensor that reads true.
+
+    Sites:
+        `velocity_gain`.
+    """
+
+    transparent: ClassVar[bool] = True
+
+    def __init__(self, gain: Spec | None = None) -> None:
+        super().__init__()
+        self.active = gain is not None
+        self.declare("velocity_gain", 1.0 if gain is None else gain, support=constraints.positive)
+
+    def forward(self, loc: Tensor, velocity: Tensor) -> Tensor:
+        """Return what the channels read.
+
+        Args:
+            loc: true values, shape `(*batch, time, channel)`.
+            velocity: which channels are velocities, shape `(channel,)`.
+        """
+        if not self.active:
+            return loc
+        gain = self.velocity_gain[..., None, None]
+        return loc * torch.where(velocity, gain, torch.ones_like(gain))
 
 
 NoiseName = Literal["gaussian", "student_t", "ar1"]

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn.functional import softplus
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["WindowEncoder"]
+__all__ = ["InitialPosterior", "WindowEncoder"]
+
+
+class InitialPosterior(NamedTuple):
+    """A normal over initial states: q ~ N(m_q, s_q^2) and v | q ~ N(m_v + b (q - m_q), s_v^2).
+
+    Attributes:
+        loc: (m_q, m_v), shape `(trajectories, 2 dim)`.
+        scale: (s_q, s_v), same shape.
+        coupling: b, how the velocity follows the position, shape `(trajectories, dim)`. What a
+            trajectory is later pins down one combination of both far better than either alone.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    coupling: Tensor
+
+    def divergence(self, other: InitialPosterior) -> Tensor:
+        """Return the KL divergence of `other` from this, shape `(trajectories,)`."""
+        (mq, mv), (nq, nv) = self.loc.chunk(2, -1), other.loc.chunk(2, -1)
+        (sq, sv), (tq, tv) = self.scale.chunk(2, -1), other.scale.chunk(2, -1)
+        in_q = (tq / sq).log() + (sq.square() + (mq - nq).square()) / (2 * tq.square()) - 0.5
+        mean = mv - nv - other.coupling * (mq - nq)
+        spread = sv.square() + ((self.coupling - other.coupling) * sq).square()
+        in_v = (tv / sv).log() + (spread + mean.square()) / (2 * tv.square()) - 0.5
+        return (in_q + in_v).sum(-1)
+
+    def log_prob(self, state: Tensor) -> Tensor:
+        """Return the log density of (q, v), `(*batch, 2 dim) -> (*batch,)`."""
+        q, v = state.chunk(2, -1)
+        (mq, mv), (sq, sv) = self.loc.chunk(2, -1), self.scale.chunk(2, -1)
+        density = Normal(mq, sq).log_prob(q) + Normal(mv + self.coupling * (q - mq), sv).log_prob(v)
+        return density.sum(-1)
 
 
 class WindowEncoder(nn.Module):
@@ -49,20 +84,27 @@ class WindowEncoder(nn.Module):
         self.register_buffer("state_scale", torch.ones(2 * dim).to(scale).index_copy(0, channel_index, scale))
         self.frame = nn.Linear(2 * num_channels + 1, frame_size)
         self.recurrent = nn.LSTM(frame_size, recurrent_size, batch_first=True)
-        self.head = nn.Linear(recurrent_size, 4 * dim)
+        self.head = nn.Linear(recurrent_size, 5 * dim)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, data: Trajectories) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of (q, v) at the first time, each `(trajectories, 2 dim)`."""
+    def forward(self, data: Trajectories) -> InitialPosterior:
+        """Return the normal over the states at the first time of every trajectory."""
         scaled = data.values / self.scale
         elapsed = data.times - data.times[..., :1]
         elapsed = elapsed / elapsed.amax().clamp_min(torch.finfo(elapsed.dtype).tiny)
         inputs = torch.cat([scaled, data.mask.to(scaled.dtype), elapsed.unsqueeze(-1)], dim=-1)
         hidden = torch.relu(self.frame(inputs)).flip(-2)
         outputs, _ = self.recurrent(hidden)
-        correction, log_scale = self.head(outputs[..., -1, :]).chunk(2, dim=-1)
+        sizes = [2 * self.dim, 2 * self.dim, self.dim]
+        correction, log_scale, coupling = self.head(outputs[..., -1, :]).split(sizes, dim=-1)
         first = torch.where(data.mask[:, 0], data.values[:, 0], 0.0)
         anchor = torch.zeros_like(correction).index_copy(-1, self.channel_index, first)
-        spread = 0.02 * self.state_scale * torch.nn.functional.softplus(log_scale) / 0.6931471805599453
-        return anchor + self.state_scale * correction, spread
+        spread = INITIAL_SPREAD * self.state_scale * softplus(log_scale) / math.log(2)
+        q_scale, v_scale = self.state_scale.chunk(2)
+        return InitialPosterior(anchor + self.state_scale * correction, spread, v_scale / q_scale * coupling)
+
+
+INITIAL_SPREAD = 0.02
+"""First standard deviation, as a share of the state's size. Rollouts magnify it: begun wide, the
+model explains all motion as noise and never leaves that."""

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from vinppl.data import Trajectories
     from vinppl.potentials import AbstractPotential
 
-__all__ = ["LocalStates", "first_states", "force_regression", "local_states", "noise_estimate", "pretrain_potential"]
+__all__ = [
+    "LocalStates",
+    "first_states",
+    "force_regression",
+    "local_states",
+    "noise_estimate",
+    "pretrain_potential",
+]
 
 
 class LocalStates(NamedTuple):

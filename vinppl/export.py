@@ -76,6 +76,7 @@ __all__ = [
     "get_group",
     "group_names",
     "read_result",
+    "require_group",
     "to_arviz",
     "write_result",
 ]
@@ -287,6 +288,27 @@ def get_group(result: InferenceData | xr.DataTree, name: str) -> xr.Dataset:
     require(name in names, f"group must be one of {', '.join(names)}", name, error=KeyError)
     dataset: xr.Dataset = result[name].to_dataset() if isinstance(result, xr.DataTree) else result[name]
     return dataset
+
+
+def require_group(result: Any, name: str, why: str, fix: str = "") -> xr.Dataset:
+    """Return the group `name` of a result, or say why it is needed.
+
+    Raises:
+        TypeError: `result` is not an ArviZ container.
+        KeyError: there is no such group.
+    """
+    known = isinstance(result, xr.DataTree) or callable(getattr(result, "groups", None))
+    require(
+        known and not isinstance(result, xr.Dataset),
+        "result must be an ArviZ container (InferenceData or DataTree)",
+        type(result).__name__,
+        "Read a file by vinppl.export.read_result.",
+        error=TypeError,
+    )
+    names = group_names(result)
+    got = ", ".join(names) or "none"
+    require(name in names, f"{why}: group {name!r} is needed", got, fix, error=KeyError)
+    return get_group(result, name)
 
 
 def _as_arrays(groups: Mapping[str, Mapping[str, ArrayLike]]) -> Groups:

@@ -21,7 +21,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from vinppl._checks import require_choice
-from vinppl.encoders import WindowEncoder
+from vinppl.encoders import InitialPosterior, WindowEncoder
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
@@ -86,7 +86,7 @@ class FullRankGuide(AutoContinuous):
     Args:
         model: a Pyro model.
         init_loc_fn: per-site starting values, for m.
-        init_scale: A is this times the identity until `set_geometry`.
+        init_scale: standard deviation to begin with; A is the identity until `set_geometry`.
     """
 
     def __init__(
@@ -100,13 +100,14 @@ class FullRankGuide(AutoContinuous):
         centre = self._init_loc()
         eye = torch.eye(self.latent_dim, dtype=centre.dtype, device=centre.device)
         self.register_buffer("centre", centre)
-        self.register_buffer("factor", self._init_scale * eye)
+        # Without a geometry the optimiser moves in the latents' own units, as fast as for other guides.
+        self.register_buffer("factor", eye.clone())
         self.shift = torch.nn.Parameter(torch.zeros_like(centre))
-        self.scale = PyroParam(torch.ones_like(centre), constraints.softplus_positive)
+        self.scale = PyroParam(torch.full_like(centre, self._init_scale), constraints.softplus_positive)
         self.scale_tril = PyroParam(eye.clone(), constraints.unit_lower_cholesky)
 
     def set_geometry(self, names: Sequence[str], centre: Tensor, covariance: Tensor) -> None:
-        """Set m and A from a point and covariance of the unconstrained latents; the guide must have run once.
+        """Become the normal of this mean and covariance in unconstrained space; the guide must have run once.
 
         Args:
             names: latent sites, in the order in which `centre` holds them.
@@ -119,6 +120,9 @@ class FullRankGuide(AutoContinuous):
         with torch.no_grad():
             self.centre.copy_(centre[order])
             self.factor.copy_(torch.linalg.cholesky(covariance[order][:, order]))
+            self.shift.zero_()
+            self.scale = torch.ones_like(self.centre)
+            self.scale_tril = torch.eye(self.latent_dim, dtype=centre.dtype, device=centre.device)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> MultivariateNormal:
         """Return the normal over the unconstrained latents."""
@@ -169,20 +173,18 @@ class AmortisedGuide(PyroModule):
             for site in trace.nodes.values()
         )
         if self.has_rest:
-            self.rest = AutoNormal(
-                rest, init_loc_fn=_start(initial_values or {}), init_scale=init_scale
-            )
+            self.rest = AutoNormal(rest, init_loc_fn=_start(initial_values or {}), init_scale=init_scale)
 
     def forward(self, data: Trajectories) -> dict[str, Tensor]:
         """Sample every latent site of the model given `data`."""
-        loc, scale = self.encoder(data)
-        samples = {}
+        posterior: InitialPosterior = self.encoder(data)
+        (q_loc, v_loc), (q_scale, v_scale) = posterior.loc.chunk(2, -1), posterior.scale.chunk(2, -1)
+        position, velocity = INITIAL_SITES
         with pyro.plate("trajectory", data.num_trajectories, dim=-1):
-            for name, piece in zip(
-                INITIAL_SITES, (slice(None, self.dim), slice(self.dim, None)), strict=True
-            ):
-                posterior = Normal(loc[..., piece], scale[..., piece]).to_event(1)
-                samples[name] = pyro.sample(name, posterior)
+            q = pyro.sample(position, Normal(q_loc, q_scale).to_event(1))
+            v_loc = v_loc + posterior.coupling * (q - q_loc)
+            v = pyro.sample(velocity, Normal(v_loc, v_scale).to_event(1))
+        samples = {position: q, velocity: v}
         return {**samples, **self.rest(data)} if self.has_rest else samples
 
 

@@ -43,7 +43,9 @@ def find_model(spec: str) -> Any:
     if not hasattr(module, name):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         close = difflib.get_close_matches(name, public, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"It has {', '.join(sorted(public)[:12]) or 'nothing'}."
+        hint = (
+            f"Did you mean {close[0]}?" if close else f"It has {', '.join(sorted(public)[:12]) or 'nothing'}."
+        )
         raise ModelError(f"{place} has no model called {name!r}. {hint}")
     return getattr(module, name)
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from vinppl._checks import require
-from vinppl.diagnostics import ForecastArrays, forecast_arrays
 from vinppl.export import get_group, group_names
+from vinppl.scores import ForecastArrays, forecast_arrays
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -35,6 +35,7 @@ __all__ = [
     "COLOURS",
     "plot_energy",
     "plot_fan_chart",
+    "plot_forecast_comparison",
     "plot_losses",
     "plot_phase_portrait",
     "plot_posterior_vs_prior",
@@ -110,6 +111,56 @@ def plot_fan_chart(
     drawn[-1].set_xlabel(_label("time", arrays.time_unit))
     _legend(drawn[0])
     _title(figure, axes, arrays, n)
+    return figure
+
+
+def plot_forecast_comparison(
+    forecasts: Mapping[str, InferenceData | xr.DataTree],
+    *,
+    trajectory: int | str = 0,
+    channel: str | None = None,
+    levels: Sequence[float] = (0.5, 0.9),
+) -> Figure:
+    """Plot one channel of several forecasts of the same measurements under one another.
+
+    Args:
+        forecasts: by the title of their row.
+        trajectory: index or name.
+        channel: name of the channel; by default the first.
+        levels: probabilities of the central bands.
+
+    Returns:
+        A fan chart for each forecast, on one scale, and below them the predictive standard deviation
+        of that channel against time, all in one panel.
+    """
+    require(len(forecasts) >= 1, "there must be at least one forecast", "none")
+    figure, axes = _rows(None, len(forecasts) + 1, height=1.0 + 1.5 * (len(forecasts) + 1))
+    colours = [COLOURS[name] for name in ("vermilion", "green", "blue", "purple", "orange", "sky")]
+    for rank, (title, forecast) in enumerate(forecasts.items()):
+        arrays = forecast_arrays(forecast)
+        name = channel or arrays.channels[0]
+        c = _index("channels", name, arrays.channels)
+        n, length = _choose(arrays, trajectory)
+        plot_fan_chart(forecast, trajectory=trajectory, levels=levels, channels=[name], axes=[axes[rank]])
+        legend = axes[rank].get_legend()
+        if legend is not None and rank > 0:
+            legend.remove()
+        axes[rank].set_xlabel("")
+        axes[rank].annotate(
+            title, (0.995, 1.02), xycoords="axes fraction", ha="right", va="bottom", weight="bold"
+        )
+        x = arrays.obs[:, n, :length, c]
+        spread = (_join_angles(x, x[0])[0] if arrays.angles[c] else x).std(axis=0)
+        colour, style = colours[rank % len(colours)], ("-", "--", ":")[rank % 3]
+        axes[-1].plot(arrays.times[n, :length], spread, color=colour, linestyle=style, label=title)
+    for ax in axes[1:-1]:
+        ax.sharey(axes[0])
+    axes[-1].set_yscale("log")
+    axes[-1].set_ylabel(_label("predictive sd", arrays.channel_units[c]))
+    axes[-1].set_xlabel(_label("time", arrays.time_unit))
+    axes[-1].margins(x=0.01)
+    _legend(axes[-1])
+    figure.align_ylabels(axes)
     return figure
 
 

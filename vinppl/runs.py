@@ -1,11 +1,11 @@
 """Run folders: one folder for everything a script writes, complete at every moment.
 
-    config.json    every option, versions, fingerprint of the data
-    log.jsonl      one JSON object per line: progress and events
-    checkpoint/    what a resumed run needs
-    result.nc      the posterior, for ArviZ
-    forecast.nc    forecasts, with the same posterior
-    *.png          figures
+config.json    every option, versions, fingerprint of the data
+log.jsonl      one JSON object per line: progress and events
+checkpoint/    what a resumed run needs
+result.nc      the posterior, for ArviZ
+forecast.nc    forecasts, with the same posterior
+*.png          figures
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,38 +40,47 @@ class RunFolder:
         self.result = self.path / "result.nc"
         self.forecast = self.path / "forecast.nc"
 
-    def start(self, config: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-        """Begin or resume a run with these options.
+    def start(
+        self, options: Mapping[str, Any], *, data: str, free: Sequence[str] = (), overwrite: bool = False
+    ) -> bool:
+        """Begin or resume a run with these options on these data.
 
         Args:
-            config: every option, as plain values.
-            overwrite: discard a run of other options that the folder holds.
+            options: every option, as plain values.
+            data: fingerprint of the data.
+            free: options that may change when a run is resumed, nested ones with dots (`mcmc.num_draws`).
+            overwrite: discard a run that the folder holds.
 
         Returns:
             Whether the folder holds an earlier part of the same run.
 
         Raises:
-            ValueError: if it holds a run of other options and `overwrite` is not set.
+            ValueError: if it holds a run of other options or data and `overwrite` is not set.
         """
-        new = json.loads(json.dumps(config))
-        if self.config_file.exists() and not overwrite:
-            old = self.config()["options"]
-            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        config = {"options": json.loads(json.dumps(options)), "data": data, "versions": versions()}
+        resuming = self.config_file.exists() and not overwrite
+        if resuming:
+            old, new = (_flat(c["options"]) for c in (self.config(), config))
+            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in free)
+            fix = "Choose another --out, or pass --overwrite to discard that run."
             require(
                 not changed,
                 f"{self.path} holds a run with other options",
                 "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3]),
-                "Choose another --out, or pass --overwrite to discard that run.",
+                fix,
             )
-            self.log("resumed")
-            return True
+            require(
+                self.config().get("data") == data,
+                f"{self.path} holds a run on other data",
+                "a file whose content has changed since",
+                fix,
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
             self._clear()
-        text = json.dumps({"options": new, "versions": versions()}, indent=2)
-        write_atomically(self.config_file, lambda file: file.write(text.encode()))
-        self.log("started")
-        return False
+        write_atomically(self.config_file, lambda file: file.write(json.dumps(config, indent=2).encode()))
+        self.log("resumed" if resuming else "started")
+        return resuming
 
     def config(self) -> dict[str, Any]:
         """Return the options and versions of the run.
@@ -80,17 +89,14 @@ class RunFolder:
             DataError: if the folder holds no run.
         """
         if not self.config_file.exists():
-            raise DataError(f"{self.path} holds no run: it has no config.json. Name the folder that a script wrote.")
+            raise DataError(
+                f"{self.path} holds no run: it has no config.json. Name the folder that a script wrote."
+            )
         try:
             loaded: dict[str, Any] = json.loads(self.config_file.read_text())
         except json.JSONDecodeError as error:
             raise DataError(f"{self.config_file} is damaged ({error}). Restore it, or run again.") from error
         return loaded
-
-    def note(self, **facts: Any) -> None:
-        """Add facts (the fingerprint of the data, say) to config.json."""
-        config = {**self.config(), **json.loads(json.dumps(facts))}
-        write_atomically(self.config_file, lambda file: file.write(json.dumps(config, indent=2).encode()))
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to the log."""
@@ -102,6 +108,14 @@ class RunFolder:
         for pattern in ("*.nc", "*.png", "*.csv", "log.jsonl", "checkpoint/*.pt"):
             for file in self.path.glob(pattern):
                 file.unlink()
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def versions() -> dict[str, str]:

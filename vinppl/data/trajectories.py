@@ -143,6 +143,11 @@ class Trajectories:
 
     # What a likelihood needs
 
+    @cached_property
+    def velocity_channels(self) -> Tensor:
+        """Which channels measure velocities, shape `(num_channels,)`."""
+        return self.channel_index >= self.dim
+
     def observe(self, trajectory: Trajectory) -> Tensor:
         """Return what the channels would read along a path without noise.
 
@@ -294,6 +299,12 @@ class Trajectories:
         require(num_times >= 1, "num_times must be at least 1", num_times, error=DataError)
         block = Block(*(None if x is None else x[:, :num_times] for x in self._block))  # type: ignore[arg-type]
         return self._with(block, self.names)
+
+    def last(self, num_times: int) -> Trajectories:
+        """Return the last `num_times` samples of every trajectory (all of a shorter one)."""
+        require(num_times >= 1, "num_times must be at least 1", num_times, error=DataError)
+        counts = self.lengths.clamp_max(num_times)
+        return self._with(blocks.cut(self._block, self.lengths - counts, counts), self.names)
 
     def windows(self, length: int, stride: int = 1, start: int | None = None) -> Trajectories:
         """Return all full windows of consecutive samples, each as a trajectory of its own.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,15 +138,19 @@ def fit_mcmc(
         _Job(i, options, data.fingerprint(), folder, density, centre, factor)
         for i in range(options.num_chains)
     ]
+    for job in jobs:
+        job.saved()  # refuses here what cannot be resumed
     workers = _num_workers(options, data)
     results: dict[int, dict[str, Any]] = {}
     runner = _run_here if workers == 1 else _run_in_processes
-    for index, message in runner(jobs, workers):
-        if isinstance(message, MCMCProgress):
-            if on_draw is not None:
-                on_draw(message)
-        else:
-            results[index] = message
+    # Closing ends the chains, which save themselves, at once when `on_draw` raises.
+    with contextlib.closing(runner(jobs, workers)) as messages:
+        for index, message in messages:
+            if isinstance(message, MCMCProgress):
+                if on_draw is not None:
+                    on_draw(message)
+            else:
+                results[index] = message
     ordered = [results[i] for i in range(options.num_chains)]
     points = torch.stack([r["draws"] for r in ordered])
     with torch.no_grad():
@@ -164,7 +169,9 @@ def _whitening(
     """Return the log density, and the centre and factor of the coordinates it is sampled in."""
     path = None if folder is None else folder / "start.pt"
     saved = None if path is None else load_checkpoint(path)
+    origin = {"start": options.start, "seed": options.seed}
     if saved is not None:
+        _check_same(saved, "start", origin, data.fingerprint())
         density = LogDensity(model, data, initial_values=_values(model, data, options))
         return density, saved["centre"], saved["factor"]
     if options.start == "mode":
@@ -176,8 +183,26 @@ def _whitening(
     eye = torch.eye(density.size, dtype=centre.dtype, device=centre.device)
     factor = eye if covariance is None else torch.linalg.cholesky(covariance)
     if path is not None:
-        save_checkpoint(path, {"kind": "start", "centre": centre, "factor": factor})
+        state = {"kind": "start", "options": origin, "data": data.fingerprint()}
+        save_checkpoint(path, {**state, "centre": centre, "factor": factor})
     return density, centre, factor
+
+
+def _check_same(state: Mapping[str, Any], kind: str, options: Mapping[str, Any], fingerprint: str) -> None:
+    """Refuse a checkpoint of another kind of run, of other options or other data."""
+    changed = [k for k, value in options.items() if state.get("options", {}).get(k) != value]
+    require(
+        state.get("kind") == kind and not changed,
+        "a run resumes only with the options it began with",
+        f"changed: {', '.join(changed) or 'the kind of run'}",
+        "Use a new run folder (or --overwrite) for new options.",
+    )
+    require(
+        state.get("data") == fingerprint,
+        "a run resumes only on the data it began with",
+        "data with another fingerprint",
+        "Use a new run folder for new data.",
+    )
 
 
 def _values(model: Any, data: Trajectories, options: MCMCOptions) -> dict[str, Tensor]:
@@ -238,8 +263,8 @@ class _Job:
             if complete:
                 self._save(chain, points, stats, before + time.monotonic() - began)
         yield {
-            "draws": torch.stack(points),
-            "stats": torch.tensor(stats, dtype=torch.float64),
+            "draws": torch.stack(points[: options.num_draws]),
+            "stats": torch.tensor(stats[: options.num_draws], dtype=torch.float64),
             "seconds": before + time.monotonic() - began,
         }
 
@@ -263,30 +288,28 @@ class _Job:
         }
         save_checkpoint(self._path, state)
 
+    def saved(self) -> dict[str, Any] | None:
+        """Return the saved chain, `None` if there is none.
+
+        Raises:
+            ValueError: if it began with other options or data.
+            DataError: if the file is damaged.
+        """
+        state = None if self._path is None else load_checkpoint(self._path)
+        if state is not None:
+            free = {"checkpoint_every", "num_workers", "num_draws", "num_chains"}
+            options = {k: v for k, v in asdict(self.options).items() if k not in free}
+            _check_same(state, "nuts", options, self.fingerprint)
+        return state
+
     def _restore(self, chain: Chain, points: list[Tensor], stats: list[tuple[float, ...]]) -> float:
         """Continue a saved chain, if there is one; return the seconds it has run."""
-        state = None if self._path is None else load_checkpoint(self._path)
+        state = self.saved()
         if state is None:
             return 0.0
-        free = {"checkpoint_every", "num_workers", "num_draws", "num_chains"}
-        mine = asdict(self.options)
-        changed = [k for k in mine if k not in free and state.get("options", {}).get(k) != mine[k]]
-        require(
-            state.get("kind") == "nuts" and not changed,
-            "a run resumes only with the options it began with",
-            f"changed: {', '.join(changed) or 'the kind of run'}",
-            "Use a new run folder (or --overwrite) for new options.",
-        )
-        require(
-            state["data"] == self.fingerprint,
-            "a run resumes only on the data it began with",
-            "data with another fingerprint",
-            "Use a new run folder for new data.",
-        )
         chain.restore(state["chain"])
-        keep = self.options.num_draws
-        points.extend(state["draws"].unbind(0)[:keep])
-        stats.extend(tuple(row) for row in state["stats"].tolist()[:keep])
+        points.extend(state["draws"].unbind(0))
+        stats.extend(tuple(row) for row in state["stats"].tolist())
         return float(state["seconds"])
 
 
@@ -298,18 +321,27 @@ def _num_workers(options: MCMCOptions, data: Trajectories) -> int:
     return max(1, min(wanted, options.num_chains))
 
 
-def _run_here(jobs: list[_Job], workers: int) -> Iterator[tuple[int, Any]]:
+def _run_here(jobs: list[_Job], workers: int) -> Generator[tuple[int, Any], None, None]:
+    """Run the jobs one after another in this process, and yield their messages."""
     for job in jobs:
-        for message in job.run():
+        messages = job.run()
+        while True:
+            try:
+                message = next(messages)
+            except StopIteration:
+                break
+            except Exception as error:
+                raise RuntimeError(f"chain {job.index} failed:\n{traceback.format_exc()}") from error
             yield job.index, message
 
 
-def _run_in_processes(jobs: list[_Job], workers: int) -> Iterator[tuple[int, Any]]:
+def _run_in_processes(jobs: list[_Job], workers: int) -> Generator[tuple[int, Any], None, None]:
     """Run the jobs in forked processes, `workers` at a time, and yield their messages."""
     context = multiprocessing.get_context("fork")
     messages: Any = context.Queue()
     processes = [
-        context.Process(target=_work, args=(jobs[w::workers], messages), daemon=True) for w in range(workers)
+        context.Process(target=_work, args=(jobs[w::workers], messages, os.getpid()), daemon=True)
+        for w in range(workers)
     ]
     for process in processes:
         process.start()
@@ -335,8 +367,8 @@ def _run_in_processes(jobs: list[_Job], workers: int) -> Iterator[tuple[int, Any
             process.join(timeout=30)
 
 
-def _work(jobs: list[_Job], messages: Any) -> None:
-    """Run chains one after another in a child process."""
+def _work(jobs: list[_Job], messages: Any, parent: int) -> None:
+    """Run chains one after another in a child process, for as long as its parent lives."""
     torch.set_num_threads(1)
     index = jobs[0].index
     try:
@@ -345,6 +377,8 @@ def _work(jobs: list[_Job], messages: Any) -> None:
             for message in job.run():
                 if isinstance(message, dict):  # numpy arrays travel by value, tensors by file descriptor
                     message = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in message.items()}
+                if os.getppid() != parent:  # killed; nobody reads the queue any more
+                    os._exit(1)
                 messages.put((index, message))
     except KeyboardInterrupt:
         return

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vinppl.draws import latent_sites, predict, prototype
+from vinppl.encoders import InitialPosterior
 from vinppl.estimates import local_states
 from vinppl.guides import INITIAL_SITES, AmortisedGuide, channel_scale
 
@@ -29,7 +30,7 @@ def pretrain_encoder(
     guide: AmortisedGuide,
     data: Trajectories,
     values: Mapping[str, Tensor],
-    spread: Tensor | None = None,
+    found: InitialPosterior | None = None,
     *,
     num_steps: int = 60,
     num_matches: int = 1200,
@@ -49,8 +50,8 @@ def pretrain_encoder(
         data: sets times, masks and the range of motion.
         values: latent sites of the model near the posterior, `initial_position` and
             `initial_velocity` among them.
-        spread: posterior standard deviations of the initial states, `(trajectories, 2 dim)`; where
-            `None` the encoder's own, from simulations, are kept.
+        found: posterior of the initial states on the data; where `None` the encoder is only moved
+            towards the values and keeps the spread that it learned from simulations.
         num_steps: Adam steps on simulations.
         num_matches: Adam steps on the measured windows.
         batch_size: simulated trajectories per step, about.
@@ -64,7 +65,7 @@ def pretrain_encoder(
     copies = max(1, batch_size // data.num_trajectories)
     template = _repeated(data, copies)
     optimiser = torch.optim.Adam(guide.encoder.parameters(), lr=learning_rate)
-    found = torch.cat([values[name] for name in INITIAL_SITES], dim=-1)
+    states = torch.cat([values[name] for name in INITIAL_SITES], dim=-1)
     loss = torch.zeros(())
     for step in range(num_steps):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
@@ -72,15 +73,14 @@ def pretrain_encoder(
         truth = truth + 0.33 * pool.square().mean(0).sqrt() * torch.randn_like(truth)
         simulated = _simulate(model, trace, truth, values, data, template)
         finite = torch.isfinite(simulated.values).flatten(1).all(1)
-        loc, scale = guide.encoder(simulated)
-        density = torch.distributions.Normal(loc, scale).log_prob(truth.reshape(loc.shape)).sum(-1)
+        density = guide.encoder(simulated).log_prob(truth.flatten(0, 1))
         loss = -torch.where(finite, density, 0.0).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     for step in range(num_matches):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_matches)
-        loss = _match(guide, data, found, spread)
+        loss = _match(guide.encoder(data), states, found)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -88,13 +88,11 @@ def pretrain_encoder(
     return float(loss.detach())
 
 
-def _match(guide: AmortisedGuide, data: Trajectories, found: Tensor, spread: Tensor | None) -> Tensor:
-    """Return the mean KL divergence of the encoder on the data from the posterior found there."""
-    loc, scale = guide.encoder(data)
-    if spread is None:
-        return 0.5 * ((found - loc) / scale.detach()).square().sum(-1).mean()
-    posterior = torch.distributions.Normal(found, spread)
-    return torch.distributions.kl_divergence(posterior, torch.distributions.Normal(loc, scale)).sum(-1).mean()
+def _match(inferred: InitialPosterior, states: Tensor, found: InitialPosterior | None) -> Tensor:
+    """Return the mean divergence of what the encoder infers on the data from what was found there."""
+    if found is None:
+        return 0.5 * ((states - inferred.loc) / inferred.scale.detach()).square().sum(-1).mean()
+    return found.divergence(inferred).mean()
 
 
 def _initial_pool(data: Trajectories, values: Mapping[str, Tensor]) -> Tensor:
@@ -106,7 +104,12 @@ def _initial_pool(data: Trajectories, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _simulate(
-    model: Any, trace: Any, truth: Tensor, values: Mapping[str, Tensor], data: Trajectories, template: Trajectories
+    model: Any,
+    trace: Any,
+    truth: Tensor,
+    values: Mapping[str, Tensor],
+    data: Trajectories,
+    template: Trajectories,
 ) -> Trajectories:
     """Return `copies` simulated versions of `data` from initial states `(copies, trajectories, 2 dim)`."""
     draws: dict[str, Tensor] = dict(zip(INITIAL_SITES, truth.split(data.dim, dim=-1), strict=True))

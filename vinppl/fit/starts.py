@@ -132,7 +132,9 @@ def fit_point(
             density = LogDensity(model, part, initial_values=values)
 
         def objective(u: Tensor, density: LogDensity = density) -> Tensor:
-            change = sum(((p - a).square().sum() for p, a in zip(learned, anchors, strict=True)), start=u.new_zeros(()))
+            change = sum(
+                ((p - a).square().sum() for p, a in zip(learned, anchors, strict=True)), start=u.new_zeros(())
+            )
             return density(u) - 0.5 * weight_decay * change
 
         point = _climb(objective, density.initial, max_iterations, extra=learned)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
-from vinppl.draws import Draws, collect, latent_sites, plate_nesting, prototype, seeded, trace_batch
+from vinppl.draws import (
+    Draws,
+    collect,
+    latent_sites,
+    learned,
+    plate_nesting,
+    prototype,
+    seeded,
+    trace_batch,
+)
+from vinppl.encoders import InitialPosterior
 from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning
 from vinppl.fit.pretrain import pretrain_encoder
 from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
@@ -39,7 +49,7 @@ class SVIOptions:
     Attributes:
         guide: variational family, see `vinppl.guides`; `auto` takes the model's `default_guide`.
         num_steps: optimisation steps at most.
-        learning_rate: Adam's first step size; `None` takes 0.02 for normal guides and 0.002 for
+        learning_rate: Adam's first step size; `None` takes 0.02 for normal guides and 0.0005 for
             the amortised one.
         final_learning_rate: its last, the decay between being exponential; `None` takes a hundredth.
         latent_rate: the factor by which means and scales of latent sites learn faster than the
@@ -88,7 +98,7 @@ class SVIOptions:
     @property
     def rates(self) -> tuple[float, float]:
         """First and last learning rate, with the defaults filled in."""
-        first = self.learning_rate or (0.002 if self.guide == "amortised" else 0.02)
+        first = self.learning_rate or (0.0005 if self.guide == "amortised" else 0.02)
         return first, self.final_learning_rate or 0.01 * first
 
 
@@ -118,7 +128,8 @@ class SVIResult:
     Attributes:
         model: the Pyro model, with its learned parameters.
         guide: the fitted guide.
-        data: what it was fitted to.
+        data: what it was fitted to; with windows the last window of every trajectory, from which
+            forecasts start.
         losses: negative ELBO of every step, in nats.
         best_step: step of the kept state.
         best_loss: smoothed negative ELBO there.
@@ -149,7 +160,7 @@ class SVIResult:
         """
         data = self.data if data is None else data
         nesting = plate_nesting(prototype(self.model, data))
-        with seeded(seed), torch.no_grad():
+        with learned(self.guide, data, self.parameters), seeded(seed), torch.no_grad():
             trace = trace_batch(self.guide, (data,), num_draws, nesting)
         names = [name for name in latent_sites(trace) if not trace.nodes[name]["infer"].get("is_auxiliary")]
         return collect(trace, names, num_draws, nesting)
@@ -212,7 +223,7 @@ def fit_svi(
         return SVIResult(
             model,
             guide,
-            data,
+            data.last(options.window) if options.window else data,
             run.losses,
             run.best_step,
             run.best_loss,
@@ -429,22 +440,26 @@ def _initial_amortised(model: Any, data: Trajectories, options: SVIOptions, resu
     rest = {name: value for name, value in values.items() if name not in INITIAL_SITES}
     guide = AmortisedGuide(model, data, initial_values=rest)
     if values:
-        pretrain_encoder(model, guide, data, values, _initial_spread(model, data, values))
+        pretrain_encoder(model, guide, data, values, _found_posterior(model, data, values))
     return guide
 
 
-def _initial_spread(model: Any, data: Trajectories, values: Mapping[str, Tensor]) -> Tensor | None:
-    """Return posterior sds of the initial states by the curvature at `values`, `(trajectories, 2 dim)`."""
+def _found_posterior(
+    model: Any, data: Trajectories, values: Mapping[str, Tensor]
+) -> InitialPosterior | None:
+    """Return the normal over initial states by the curvature at `values`; `None` if there are too many."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
         density = LogDensity(model, data, initial_values=values)
-    if density.size > MAX_CURVATURE_SIZE:
-        return None
-    covariance = laplace_covariance(density, density.initial)
+    covariance = None if density.size > MAX_CURVATURE_SIZE else laplace_covariance(density, density.initial)
     if covariance is None:
         return None
-    spread = density.split(covariance.diagonal().sqrt())
-    return torch.cat([spread[name] for name in INITIAL_SITES], dim=-1)
+    where = density.split(torch.arange(density.size))
+    q, v = (where[name].reshape(values[name].shape) for name in INITIAL_SITES)
+    coupling = covariance[q, v] / covariance[q, q]
+    remaining = (covariance[v, v] - coupling * covariance[q, v]).clamp_min(1e-6 * covariance[v, v].amin())
+    scale = torch.cat([covariance[q, q], remaining], dim=-1).sqrt()
+    return InitialPosterior(torch.cat([values[name] for name in INITIAL_SITES], dim=-1), scale, coupling)
 
 
 def _network_parameters(module: Any) -> Iterator[Tensor]:
@@ -474,7 +489,7 @@ def _diagnose(model: Any, guide: Any, data: Trajectories) -> str:
         replayed = poutine.block(poutine.trace(poutine.replay(model, trace)).get_trace)(data)
         replayed.compute_log_prob()
         for name, site in replayed.nodes.items():
-            value = site["value"]
+            value = site.get("value")  # the model's own arguments have none
             if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
                 return (
                     f"the value of {name} is not finite. A trajectory likely ran away: lower learning_rate, "
