@@ -126,7 +126,9 @@ def test_deterministic_sites_among_the_draws_are_ignored() -> None:
 def test_predictive_noise_has_the_models_scale() -> None:
     data = simulated("mass_spring", num_times=200)
     model = MassSpring(data)
-    draws = {name: value[:1].expand(50, *value.shape[1:]) for name, value in prior_draws(model, data, 1).items()}
+    draws = {
+        name: value[:1].expand(50, *value.shape[1:]) for name, value in prior_draws(model, data, 1).items()
+    }
     predicted = predict(model, draws, data)
     residual = predicted["obs"] - predicted["states"]
     # 50 x 3 x 200 values: 4 standard errors are 4 / sqrt(60000) = 1.6 %.

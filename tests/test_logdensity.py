@@ -54,9 +54,7 @@ def test_density_of_the_suite_is_the_trace_and_the_jacobian(kind: type) -> None:
     trace = poutine.trace(poutine.condition(program, values)).get_trace(data)
     # Every constrained site of the suite is positive: z = exp(u), so log dz/du = u.
     jacobian = sum(
-        float(part.sum())
-        for name, part in density.split(u).items()
-        if not torch.equal(part, values[name])
+        float(part.sum()) for name, part in density.split(u).items() if not torch.equal(part, values[name])
     )
     assert float(density(u)) == pytest.approx(float(trace.log_prob_sum()) + jacobian, rel=1e-9)
 

@@ -203,7 +203,13 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find children")
 @pytest.mark.parametrize(
-    ("victim", "workers", "after"), [("parent", 1, 6), ("parent", 2, 30), ("child", 2, 8), ("child", 2, 30)]
+    ("victim", "workers", "after"),
+    [
+        pytest.param("parent", 1, 6, marks=pytest.mark.slow),
+        ("parent", 2, 30),
+        ("child", 2, 8),
+        pytest.param("child", 2, 30, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_resume_to_the_same_bits(
     whole: MCMCResult, victim: str, workers: int, after: int, tmp_path: Path

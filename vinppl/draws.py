@@ -254,6 +254,8 @@ def _entries(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:
             break
     if mask is not None:
         dense = torch.where(torch.as_tensor(mask), dense, 0.0)
+    if site.get("mask") is not None:  # from `poutine.mask`
+        dense = torch.where(torch.as_tensor(site["mask"])[(...,) + (None,) * event], dense, 0.0)
     carrier = {
         "value": dense,
         "fn": pyro.distributions.Normal(dense, 1.0, validate_args=False).to_event(event),

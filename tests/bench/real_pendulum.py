@@ -1,0 +1,146 @@
+"""A real pendulum: fit the first 80 % of a measured swing, forecast the last 20 %, score it.
+
+    python tests/bench/real_pendulum.py --data ../shared/data/schmidt_lipson/real_pend_h_1.txt
+
+Runs inference/svi.py and inference/forecast.py for every row and writes notebooks/results/real_pendulum.csv; with
+--agreement also inference/mcmc.py against svi.py on the first 100 samples (real_pendulum_agreement.csv). The energy is
+that of the HNN paper's protocol, H = 2.4 (1 - cos q) + p^2, of the mean forecast against the measured one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vinppl.export import get_group, read_result
+from vinppl.scores import forecast_arrays, forecast_scores
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = (
+    "--columns.time=t --columns.trajectory=trial --columns.position theta --columns.velocity omega "
+    "--columns.angle theta --columns.names trial t theta omega --columns.skip-rows=1 --columns.separator=space"
+).split()
+DAMPED = ["drag=[0.03,1.5]", "angle_offset=0.1"]
+ROWS = {
+    "damped pendulum, AR(1) noise, velocity gain": (
+        "Pendulum",
+        [*DAMPED, "noise=ar1", "velocity_gain=0.1"],
+        [],
+    ),
+    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], []),
+    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], []),
+    "VIN-VV, neural potential, learned damping": (
+        "NoisyStates",
+        ["damping=[0.03,1.5]", "velocity_gain=0.1", "noise=ar1"],
+        ["--window=80", "--num-steps=600"],
+    ),
+}
+
+
+def main() -> None:
+    """Run every row and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real_pendulum")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="rows to run, counted from 0; the others are kept"
+    )
+    parser.add_argument("--agreement", action="store_true", help="also NUTS against SVI on 100 samples")
+    options = parser.parse_args()
+    chosen = range(len(ROWS)) if options.only is None else options.only
+    table = []
+    for index, (title, (model, settings, flags)) in enumerate(ROWS.items()):
+        out = options.out / f"row_{index}"
+        if index in chosen:
+            script("svi.py", options.data, out, model, settings, ["--train-fraction=0.8", *flags])
+            run(["forecast.py", str(out)])
+        if (out / "forecast.nc").exists():
+            table.append({"model": title, **scores(out)})
+    write(pd.DataFrame(table), "real_pendulum.csv")
+    if options.agreement:
+        settings = [*DAMPED, "noise=ar1", "velocity_gain=0.1"]
+        script("svi.py", options.data, options.out / "svi100", "Pendulum", settings, ["--first=100"])
+        chains = ["--num-chains=4", "--num-warmup=300", "--num-draws=400"]
+        script(
+            "mcmc.py", options.data, options.out / "nuts100", "Pendulum", settings, ["--first=100", *chains]
+        )
+        write(agreement(options.out / "svi100", options.out / "nuts100"), "real_pendulum_agreement.csv")
+
+
+def script(name: str, data: Path, out: Path, model: str, settings: list[str], flags: list[str]) -> None:
+    """Run an inference script on the data."""
+    common = [f"--data={data}", f"--out={out}", f"--model={model}", "--set", *settings]
+    run([name, *common, *COLUMNS, *flags])
+
+
+def run(command: list[str]) -> None:
+    """Run a script of inference/ and stop if it fails."""
+    subprocess.run([sys.executable, str(ROOT / "inference" / command[0]), *command[1:]], check=True)
+
+
+def scores(out: Path) -> dict[str, float]:
+    """Return the scores of one run at the held-out samples."""
+    result = read_result(out / "forecast.nc")
+    arrays = forecast_arrays(result)
+    held_out = ~arrays.in_sample[0]
+    mean, truth = arrays.obs[:, 0, held_out].mean(0), arrays.measured[0, held_out]
+    table = forecast_scores(result, num_bins=1)
+    whole = table[table["channel"] == "all"].iloc[0]
+    channels = table[table["channel"] != "all"].set_index("channel")
+    finished = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {
+        "energy_mse": float(np.mean((energy(mean) - energy(truth)) ** 2)),
+        "coordinate_mse": float(np.mean((mean - truth) ** 2)),
+        "coverage_90": whole["coverage_90"],
+        "coverage_90_theta": channels.loc["theta", "coverage_90"],
+        "coverage_90_omega": channels.loc["omega", "coverage_90"],
+        "width_90": whole["width_90"],
+        "crps": whole["crps"],
+        "train_seconds": [line["seconds"] for line in finished if line["event"] == "finished"][-1],
+    }
+
+
+def energy(state: np.ndarray) -> np.ndarray:
+    """Return H = 2.4 (1 - cos q) + p^2 of (q, p), `(*batch, 2)`."""
+    return 2.4 * (1 - np.cos(state[..., 0])) + state[..., 1] ** 2
+
+
+def agreement(svi: Path, nuts: Path) -> pd.DataFrame:
+    """Return posterior means and sds of both runs for every scalar site."""
+    a, b = (get_group(read_result(path / "result.nc"), "posterior") for path in (svi, nuts))
+    rows = []
+    for name in a.data_vars:
+        x, y = (g[name].values.reshape(g.sizes["chain"] * g.sizes["draw"], -1) for g in (a, b))
+        for i in range(x.shape[1]):
+            rows.append(
+                {
+                    "site": f"{name}[{i}]" if x.shape[1] > 1 else str(name),
+                    "svi_mean": x[:, i].mean(),
+                    "nuts_mean": y[:, i].mean(),
+                    "svi_sd": x[:, i].std(),
+                    "nuts_sd": y[:, i].std(),
+                    "shift_in_sd": (x[:, i].mean() - y[:, i].mean()) / y[:, i].std(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write(table: pd.DataFrame, name: str) -> None:
+    """Write a table with the command and commit that made it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    path = ROOT / "notebooks" / "results" / name
+    head = f"# command: python tests/bench/real_pendulum.py {' '.join(sys.argv[1:])}\n# seed: 0; commit: {commit.stdout.strip()}\n"
+    path.write_text(head + table.to_csv(index=False, float_format="%.5g"))
+    print(table.to_string())
+
+
+if __name__ == "__main__":
+    main()

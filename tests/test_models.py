@@ -1,0 +1,389 @@
+"""One battery over every model of the suite, found from its public names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from typing import Any
+
+import arviz as az
+import pyro
+import pytest
+import torch
+from example_data import driven, ragged, simulated, with_gaps
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+import vinppl.models
+from vinppl.data import Trajectories
+from vinppl.draws import latent_sites, predict, prototype
+from vinppl.export import get_group, read_result, write_result
+from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
+from vinppl.forecast import extend, forecast
+from vinppl.posterior import from_mcmc, from_svi, prior_draws
+
+SUITE = {
+    name: getattr(vinppl.models, name)
+    for name in vinppl.models.__all__
+    if isinstance(getattr(vinppl.models, name), type) and hasattr(getattr(vinppl.models, name), "Config")
+}
+SYSTEM = {"MassSpring": "mass_spring", "Duffing": "duffing"}  # others are pendulums
+SMALL: dict[str, dict[str, Any]] = {"NoisyStates": {"hidden_sizes": (4,)}}
+
+every_model = pytest.mark.parametrize("name", SUITE)
+
+
+def data_for(name: str, **options: Any) -> Trajectories:
+    data = simulated(SYSTEM.get(name, "pendulum"), **options)
+    return driven(data) if name == "Duffing" else data
+
+
+def build(name: str, data: Trajectories, **options: Any) -> Any:
+    kind = SUITE[name]
+    return kind(data, kind.Config(**(SMALL.get(name, {}) | options)))
+
+
+def has_option(name: str, option: str) -> bool:
+    return option in {field.name for field in dataclasses.fields(SUITE[name].Config)}
+
+
+def test_the_suite_is_found() -> None:
+    assert set(SUITE) == {"Duffing", "Hierarchical", "MassSpring", "NoisyStates", "Pendulum"}
+
+
+# Shapes
+
+
+def check_trace(name: str, model: Any, data: Trajectories) -> None:
+    """Prior draws run, with the shapes and the type of the data, alone and as vectorised particles."""
+    trace = prototype(model, data)
+    trace.compute_log_prob()
+    assert torch.isfinite(trace.log_prob_sum())
+    count, times, channels = data.num_trajectories, data.num_times, data.num_channels
+    assert trace.nodes["states"]["value"].shape == (count, times, 2 * data.dim)
+    assert trace.nodes["obs"]["fn"].batch_shape == (count,)
+    assert trace.nodes["obs"]["fn"].event_shape == (times, channels)
+    for site in latent_sites(trace):
+        assert trace.nodes[site]["value"].dtype == data.values.dtype, site
+    with pyro.plate("particles", 4, dim=-2):
+        particles = poutine.trace(model).get_trace(data)
+    particles.compute_log_prob()
+    assert particles.nodes["states"]["value"].shape == (4, count, times, 2 * data.dim)
+    assert particles.nodes["obs"]["log_prob"].shape == (4, count)
+    for site in latent_sites(particles):
+        extra = particles.nodes[site]["value"].shape[0]
+        assert extra == 4, site
+
+
+VARIANTS: dict[str, Any] = {
+    "plain": lambda d: d,
+    "missing values": with_gaps,
+    "ragged": ragged,
+    "one trajectory": lambda d: d.select([0]),
+    "float32": lambda d: d.to(dtype=torch.float32),
+}
+
+
+@every_model
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes(name: str, variant: str) -> None:
+    data = VARIANTS[variant](data_for(name))
+    check_trace(name, build(name, data), data)
+
+
+@every_model
+@pytest.mark.parametrize("observe", [("position",), ("velocity",)])
+def test_shapes_of_partial_measurements(name: str, observe: tuple[Any, ...]) -> None:
+    data = data_for(name, observe=observe)
+    check_trace(name, build(name, data), data)
+
+
+@every_model
+@pytest.mark.parametrize("noise", ["gaussian", "student_t", "ar1"])
+def test_shapes_of_noises(name: str, noise: str) -> None:
+    if not has_option(name, "noise"):
+        pytest.skip("has its own noise")
+    data = ragged(with_gaps(data_for(name)))
+    check_trace(name, build(name, data, noise=noise), data)
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("Pendulum", {"damping": None, "drag": (0.1, 1.0), "angle_offset": 0.1}),
+    ("Pendulum", {"max_step_size": 0.03, "integrator": "so2"}),
+    ("MassSpring", {"mass": (1.0, 0.1), "damping": (0.1, 1.0)}),
+    ("Duffing", {"offset": 0.1, "gain": (1.0, 0.5), "stiffness": (1.0, 1.0), "cubic": (0.0, 1.0)}),
+    ("Hierarchical", {"system": "spring", "damping": None}),
+    ("NoisyStates", {"integrator": "so2", "hidden_sizes": (4, 3), "activation": "tanh"}),
+    ("NoisyStates", {"weight_prior_scale": 1.0, "damping": (0.1, 1.0), "mass": (1.0, 0.1)}),
+    ("NoisyStates", {"integrator": "stormer_verlet", "initial_scale": (1.0, 2.0), "noise_scale": (0.1, 1.0)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_shapes_of_options(name: str, options: dict[str, Any]) -> None:
+    data = data_for(name)
+    if (
+        options.get("integrator") == "so2"
+    ):  # a prior draw may be unsolvable: compare shapes only near the data
+        options = {**options, "initial_scale": (0.1, 0.1)}
+        options |= {"gravity_over_length": (3.0, 0.1)} if name == "Pendulum" else {}
+    check_trace(name, build(name, data, **options), data)
+
+
+def test_two_coordinates() -> None:
+    data = simulated("coupled_oscillators")
+    for name in ("MassSpring", "NoisyStates"):
+        check_trace(name, build(name, data), data)
+    data = simulated("coupled_oscillators", num_times=10)
+    check_trace("Hierarchical", build("Hierarchical", data, system="spring"), data)
+
+
+def test_a_duffing_oscillator_without_drive_is_free() -> None:
+    data = simulated("duffing")
+    model = build("Duffing", data)
+    assert not any(site.startswith("drive") for site in latent_sites(prototype(model, data)))
+    check_trace("Duffing", model, data)
+
+
+def test_a_drive_of_two_channels_has_two_gains() -> None:
+    data = driven(simulated("duffing"))
+    assert data.drive is not None
+    data = dataclasses.replace(data, drive=data.drive.repeat(1, 1, 2), drive_names=())
+    model = build("Duffing", data)
+    assert prototype(model, data).nodes["drive.gain"]["value"].shape == (1, 2)
+    values = model.initial_values(data)
+    assert values["drive.gain"].shape == (1, 2)
+    check_trace("Duffing", model, data)
+
+
+# Inference
+
+
+@every_model
+def test_prior_predictive_is_finite(name: str) -> None:
+    data = data_for(name)
+    model = build(name, data)
+    draws = prior_draws(model, data, 50)
+    predicted = predict(model, draws, data)
+    # Stability needs omega h < 2; the priors of the stiffness put some draws beyond it, where the states
+    # grow without bound but stay finite over 12 steps.
+    share = torch.isfinite(predicted["states"]).flatten(1).all(1).double().mean()
+    assert float(share) >= 0.9
+    assert predicted["energy"].shape == (50, 3, 12)
+
+
+@every_model
+def test_starting_values_are_inside_of_the_support(name: str) -> None:
+    for data in (data_for(name), with_gaps(data_for(name)), ragged(data_for(name))):
+        model = build(name, data)
+        trace = prototype(model, data)
+        for site, value in model.initial_values(data).items():
+            assert site in latent_sites(trace), site
+            assert value.shape == trace.nodes[site]["value"].shape, site
+            assert bool(trace.nodes[site]["fn"].support.check(value).all()), site
+            assert value.dtype == data.values.dtype, site
+
+
+@every_model
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    data = data_for(name)
+    model = build(name, data)
+    pyro.clear_param_store()
+    values = model.initial_values(data)
+    conditioned = poutine.condition(model, {k: v.requires_grad_() for k, v in values.items()})
+    poutine.trace(conditioned).get_trace(data).log_prob_sum().backward()
+    for site, value in values.items():
+        assert value.grad is not None, site
+        assert bool(torch.isfinite(value.grad).all()), site
+        assert bool((value.grad != 0).any()), site
+    for key, parameter in model.named_parameters():
+        if "bias" in key and key.endswith("_1"):
+            continue  # the potential's constant makes no force
+        assert parameter.grad is not None, key
+        assert bool((parameter.grad != 0).any()), key
+
+
+@every_model
+@pytest.mark.filterwarnings("ignore:the model has point-estimated parameters")
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_svi_forecast_and_arviz(name: str, tmp_path: Any) -> None:
+    whole = ragged(with_gaps(data_for(name, num_times=16)))
+    train, held_out = whole.split_by_time(0.7)
+    model = build(name, train)
+    options = SVIOptions(guide="mean_field", num_steps=2, check_every=1, start="values", num_particles=2)
+    result = fit_svi(model, train, options)
+    posterior = from_svi(result, num_draws=20)
+    file = write_result(posterior, tmp_path / "result.nc")
+    check_arviz(read_result(file), train)
+    future = extend(train, horizon=0.0, held_out=held_out)
+    ahead = forecast(model, result.sample(5), train, future, parameters=result.parameters)
+    predictions = get_group(ahead, "predictions")
+    assert predictions["obs"].shape == (1, 5, 3, future.num_times, 2)
+    assert predictions["states"].dims == ("chain", "draw", "trajectory", "time", "state")
+
+
+def check_arviz(posterior: Any, data: Trajectories) -> None:
+    table = az.summary(posterior, kind="stats")
+    assert "initial_position[0, q0]" in table.index
+    pointwise = get_group(posterior, "log_likelihood")["obs"]
+    if not bool(data.mask.all()):
+        assert pointwise.dims == ("chain", "draw", "observation")
+        assert pointwise.shape[-1] == data.num_observed
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # draws of an unfinished fit are no posterior, and it says so
+        result = az.loo(posterior)
+    assert result.n_data_points == data.num_observed
+
+
+@every_model
+@pytest.mark.filterwarnings("ignore:the model has point-estimated parameters")
+def test_nuts_and_arviz(name: str) -> None:
+    data = data_for(name, num_times=8, num_trajectories=2)
+    model = build(name, data)
+    options = MCMCOptions(
+        num_chains=1, num_warmup=2, num_draws=4, start="values", spread=0.0, max_tree_depth=2
+    )
+    result = fit_mcmc(model, data, options)
+    assert all(bool(torch.isfinite(value).all()) for value in result.draws.values())
+    posterior = from_mcmc(result)
+    stats = get_group(posterior, "sample_stats")
+    assert {"lp", "energy", "diverging", "tree_depth", "n_steps", "step_size"} <= set(stats)
+    check_arviz(posterior, data)
+
+
+@every_model
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the model has point-estimated parameters")
+def test_default_fit_explains_the_data(name: str) -> None:
+    data = data_for(name, num_times=40, noise_scale=0.02)
+    model = build(name, data)
+    result = fit_svi(model, data, SVIOptions(num_steps=500))
+    draws = result.sample(100)
+    states = predict(model, draws, data, sites=["states"], parameters=result.parameters)["states"].mean(0)
+    error = (states - data.values).square().mean((0, 1)).sqrt()
+    assert bool((error < 0.2 * data.values.square().mean((0, 1)).sqrt()).all())
+
+
+# Options and texts
+
+
+@every_model
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("noise", "normal", "noise must be one of"),
+        ("noise_scale", (-1.0, 1.0), "median of a log-normal prior must be positive; got -1.0"),
+        ("noise_scale", (1.0, 0.0), "log_scale must be positive"),
+        ("initial_scale", (0.0, 1.0), "initial_scale must be positive"),
+        ("damping", (-0.1, 1.0), "median of a log-normal prior must be positive"),
+        ("integrator", "leapfrogs", "integrator must be one of"),
+        ("noise_spread", 0.0, "scale of a half-normal prior must be positive"),
+        ("system", "top", "system must be one of"),
+        ("max_step_size", -0.1, "max_step_size must be"),
+        ("hidden_sizes", (0,), "hidden"),
+        ("activation", "sine", "activation must be one of"),
+    ],
+)
+def test_bad_options_are_named(name: str, option: str, value: Any, message: str) -> None:
+    if not has_option(name, option):
+        pytest.skip(f"no option {option}")
+    data = data_for(name)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(name, data, **{option: value})(data)
+
+
+@every_model
+def test_configs_are_frozen_and_described(name: str) -> None:
+    config = SUITE[name].Config()
+    field = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, field, None)
+    text = SUITE[name].Config.__doc__ or ""
+    for field_ in dataclasses.fields(config):
+        assert re.search(rf"^ +{field_.name}: ", text, re.MULTILINE), field_.name
+
+
+RULE = re.compile(r"^=+( +=+)+$")
+
+
+def site_table(text: str) -> dict[str, tuple[str, bool]]:
+    """Return the sites of a module docstring with shape, and whether they are observed or deterministic.
+
+    A name that goes on in the next row has an empty rest there; an underscore or dot at its end joins.
+    """
+    lines = text.splitlines()
+    rules = [i for i, line in enumerate(lines) if RULE.match(line)]
+    assert len(rules) == 3, "one table with a head"
+    edges = [match.span() for match in re.finditer("=+", lines[rules[0]])]
+    sites: dict[str, tuple[str, bool]] = {}
+    for line in lines[rules[1] + 1 : rules[2]]:
+        cells = [
+            line[a : (edges[k + 1][0] if k + 1 < len(edges) else None)].strip()
+            for k, (a, _) in enumerate(edges)
+        ]
+        if not any(cells[1:]):
+            last, value = sites.popitem()
+            sites[last + cells[0]] = value
+        else:
+            sites[cells[0]] = (cells[2], cells[4] in ("observed", "deterministic"))
+    return {re.sub(r" ?\(.*\)", "", name): value for name, value in sites.items()}
+
+
+def everything(name: str, data: Trajectories) -> list[Any]:
+    """Models whose options together show every site."""
+    found = [build(name, data)]
+    if has_option(name, "noise"):
+        found += [build(name, data, noise=noise) for noise in ("ar1", "student_t")]
+    extra: dict[str, dict[str, Any]] = {
+        "Pendulum": {"drag": (0.1, 1.0), "angle_offset": 0.1},
+        "MassSpring": {"mass": (1.0, 0.1), "damping": (0.1, 1.0)},
+        "Duffing": {"offset": 0.1},
+        "Hierarchical": {"system": "spring"},
+        "NoisyStates": {"mass": (1.0, 0.1), "damping": (0.1, 1.0), "weight_prior_scale": 1.0},
+    }
+    return [*found, build(name, data, **extra[name])]
+
+
+@every_model
+def test_the_docstring_begins_with_equations_and_lists_the_sites(name: str) -> None:
+    text = sys.modules[SUITE[name].__module__].__doc__ or ""
+    assert text.index("~") < text.index("====")
+    table = site_table(text)
+    data = data_for(name)
+    traced: dict[str, bool] = {}
+    for model in everything(name, data):
+        trace = prototype(model, data)
+        latent = latent_sites(trace)
+        for site, node in trace.nodes.items():
+            if node["type"] == "sample" and site not in ("states", "energy"):
+                traced[re.sub(r"(weight|bias)_\d", r"\1_l", site)] = site in latent
+    missing = set(traced) - set(table)
+    # What every model shares through an option is described with the option.
+    assert missing <= {"correlation_time", "degrees_of_freedom"}, missing
+    assert set(table) - set(traced) == set(), "the table lists sites that no option makes"
+    for site, latent in traced.items():
+        if site in table:
+            assert table[site][1] != latent, site
+
+
+def test_elbo_of_vectorised_particles_is_that_of_a_loop() -> None:
+    data = simulated("mass_spring")
+    model = build("MassSpring", data)
+    values = {k: v.detach() for k, v in model.initial_values(data).items()}
+
+    def guide(data: Trajectories) -> None:
+        for site in ("potential.stiffness", "noise_scale"):
+            event = values[site].ndim
+            pyro.sample(site, pyro.distributions.Delta(values[site]).to_event(event))
+        with pyro.plate("trajectory", data.num_trajectories, dim=-1):
+            for site in ("initial_position", "initial_velocity"):
+                pyro.sample(site, pyro.distributions.Delta(values[site]).to_event(1))
+
+    loop = Trace_ELBO(num_particles=2).loss(model, guide, data)
+    batch = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(
+        model, guide, data
+    )
+    assert loop == pytest.approx(batch, rel=1e-12)
