@@ -3,8 +3,8 @@
     python inference/demo.py --out runs/demo
 
 Five noisy swings of a pendulum, 3 seconds each at 10 Hz with noise 0.33 (the VIN paper's low-data setting), are
-fitted by VIN-SV and VIN-SO(2), which know nothing but that it is a mechanical system, and by NUTS on the pendulum's
-law. All three then forecast the next 20 seconds. The demo runs the other scripts and prints each command it runs.
+fitted by VIN-SV and VIN-SO(2), which know nothing but that an angle moves in a potential, and by NUTS on the
+pendulum's law. All three then forecast the next 20 seconds. The demo runs the other scripts and prints each command it runs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     fraction = FITTED / (FITTED + HELD_OUT)
     svi = {"num_steps": 20 if config.quick else 600, "check_every": 10 if config.quick else 50}
     networks = {"vin_sv": "stormer_verlet", "vin_so2": "so2"}
-    common = {"data": data, "train_fraction": f"{fraction:.6f}", "seed": config.seed}
+    common = {"data": data, "columns.angle": "q", "train_fraction": f"{fraction:.6f}", "seed": config.seed}
     fits = [
         start(
             "svi.py",
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     draws = (
         {"num_chains": 2, "num_warmup": 10, "num_draws": 10}
         if config.quick
-        else {"num_warmup": 250, "num_draws": 400}
+        else {"num_warmup": 200, "num_draws": 300}
     )
     run("mcmc.py", model="Pendulum", set="damping=null", out=config.out / "nuts", **common, **draws)
     names = [*networks, "nuts"]

@@ -26,7 +26,9 @@ column the oscillator is free.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import pyro
@@ -145,8 +147,8 @@ class Duffing(PyroModule):
             assert states.drive is not None
             return states.drive[:, index : index + 1]
 
-        terms = [lambda s: -s.q, lambda s: -(s.q**3), lambda s: -s.v]
-        terms += [lambda s, k=k: input_feature(k, s) for k in range(num_drives)]
+        terms: list[Callable[[LocalStates], Tensor]] = [lambda s: -s.q, lambda s: -(s.q**3), lambda s: -s.v]
+        terms += [partial(input_feature, k) for k in range(num_drives)]
         fitted = force_regression(data, terms)
         values = {
             "initial_position": q0,

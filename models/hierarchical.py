@@ -41,6 +41,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from vinppl._checks import require_choice
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import GaussianSeries
@@ -92,6 +93,7 @@ class Hierarchical(PyroModule):
 
     def __init__(self, data: Trajectories, config: HierarchicalConfig = HierarchicalConfig()) -> None:
         super().__init__()
+        require_choice("system", config.system, ("pendulum", "spring"))
         self.config = config
         prior = log_normal(*config.strength)
         pendulum = config.system == "pendulum"
@@ -99,6 +101,7 @@ class Hierarchical(PyroModule):
         forces = [] if config.damping is None else [LinearDamping(log_normal(*config.damping))]
         self.vin = VIN(potential, forces=forces, integrator=config.integrator)
         population = noise_prior(data, config.noise_scale)
+        self.spread_prior = half_normal(config.noise_spread)
         self.population_prior = population.expand((data.num_channels,)).to_event(1)
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
@@ -108,9 +111,7 @@ class Hierarchical(PyroModule):
     def forward(self, data: Trajectories) -> Trajectory:
         """Run the generative program on the times and observations of `data`."""
         population = pyro.sample("noise_population", move_distribution(self.population_prior, self.q_scale))
-        spread = pyro.sample(
-            "noise_spread", move_distribution(half_normal(self.config.noise_spread), self.q_scale)
-        )
+        spread = pyro.sample("noise_spread", move_distribution(self.spread_prior, self.q_scale))
         trajectories = pyro.plate("trajectory", data.num_trajectories, dim=-1)
         with trajectories:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))

@@ -6,8 +6,9 @@ Files hold nothing but tensors, numbers, strings, lists and dicts and are read w
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from vinppl.errors import DataError
 __all__ = ["load_checkpoint", "save_checkpoint", "write_atomically"]
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Write a file through `write` beside its target and rename it into place.
 
     A reader sees the old file or the new one, never half of either; on failure the
@@ -30,22 +31,27 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> Pa
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            error.filename = str(path)
         raise
     return path
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Save a state of tensors and plain values."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    # Encoded in memory: torch would turn a full disk into an error of its own.
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any] | None:

@@ -215,8 +215,9 @@ def _parse(config_type: type, doc: str | None, arguments: list[str]) -> Any:
         if flags.count(flag) > 1:
             _fail(f"{flag} is given twice. Several values follow one {flag}, separated by spaces.", 2)
     captured = io.StringIO()
+    asks_for_help = "--help" in flags or "-h" in arguments
     try:
-        with contextlib.redirect_stderr(captured), _wide_terminal("--help" in flags or "-h" in arguments):
+        with contextlib.nullcontext() if asks_for_help else _framed_messages(captured):
             return tyro.cli(
                 config_type, description=doc, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
             )
@@ -229,18 +230,18 @@ def _parse(config_type: type, doc: str | None, arguments: list[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _wide_terminal(unchanged: bool) -> Iterator[None]:
-    """Keep messages that are read back from being wrapped."""
+def _framed_messages(captured: io.StringIO) -> Iterator[None]:
+    """Capture tyro's messages as it writes them to a wide UTF-8 terminal."""
     before = os.environ.get("COLUMNS")
-    if not unchanged:
-        os.environ["COLUMNS"] = "10000"
+    os.environ["COLUMNS"] = "10000"
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:
-        yield
+        with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(captured):
+            yield
     finally:
+        del os.environ["COLUMNS"]
         if before is not None:
             os.environ["COLUMNS"] = before
-        elif not unchanged:
-            del os.environ["COLUMNS"]
 
 
 def _unboxed(text: str) -> str:

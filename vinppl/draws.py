@@ -26,6 +26,7 @@ __all__ = [
     "pointwise_log_likelihood",
     "predict",
     "seeded",
+    "without_singletons",
 ]
 
 Draws = dict[str, Tensor]
@@ -112,6 +113,17 @@ def trace_batch(model: Any, args: tuple[Any, ...], num_draws: int, nesting: int)
 def collect(trace: Any, names: Sequence[str], num_draws: int, nesting: int) -> Draws:
     """Return draw arrays from a trace that ran inside of a plate of draws at `-1 - nesting`."""
     return {name: _without_singletons(trace.nodes[name], num_draws, nesting) for name in names}
+
+
+def without_singletons(trace: Any, values: Mapping[str, Tensor]) -> Draws:
+    """Return draw arrays from values `(num_draws, *site)` of the sites of a trace."""
+    nesting, draws = plate_nesting(trace), {}
+    for name, value in values.items():
+        site = trace.nodes[name]
+        num_plates = value.ndim - 1 - site["fn"].event_dim
+        full = value.reshape(value.shape[:1] + (1,) * (nesting - num_plates) + value.shape[1:])
+        draws[name] = _without_singletons({**site, "value": full}, value.shape[0], nesting)
+    return draws
 
 
 def _own_plates(site: Mapping[str, Any]) -> set[int]:

@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
+
 class _Series(TorchDistribution):
     """Common parts of the distributions over series; `loc` has shape `(*batch, time, channel)`."""
 
@@ -43,7 +46,7 @@ class _Series(TorchDistribution):
         self.parameters = {name: value.expand(shape) for name, value in parameters.items()}
         super().__init__(torch.Size(shape[:-2]), torch.Size(shape[-2:]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Series:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> _Series:
         """Return the same distribution over a larger batch."""
         new = self._get_checked_instance(type(self), _instance)
         shape = torch.Size(batch_shape) + self.event_shape
@@ -89,7 +92,7 @@ class GaussianSeries(_Series):
         dense = Normal(self.loc, self.parameters["scale"], validate_args=False).log_prob(value)
         return torch.where(self.observed, dense, 0.0)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draw whole series, missing entries included."""
         return Normal(self.loc, self.parameters["scale"], validate_args=False).rsample(sample_shape)
 
@@ -117,7 +120,7 @@ class StudentTSeries(_Series):
         value = torch.where(self.observed, value, self.loc)  # a missing value may be NaN
         return torch.where(self.observed, self._base().log_prob(value), 0.0)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draw whole series, missing entries included."""
         return self._base().rsample(sample_shape)
 
@@ -181,7 +184,7 @@ class AR1Series(_Series):
         dense = Normal(decay * earlier, scale * spread.sqrt(), validate_args=False).log_prob(residual)
         return torch.where(self.observed, dense, 0.0)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draw whole series by walking along time, missing entries included."""
         shape = torch.Size(sample_shape) + self.loc.shape
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -67,6 +67,10 @@ class WindowEncoder(nn.Module):
         recurrent_size: width of the LSTM.
     """
 
+    channel_index: Tensor
+    scale: Tensor
+    state_scale: Tensor
+
     def __init__(
         self,
         num_channels: int,

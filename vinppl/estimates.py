@@ -68,10 +68,14 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
     y = data.values.unfold(1, num_samples, 1).transpose(-1, -2)  # (..., num_samples, channels)
     m = data.mask.unfold(1, num_samples, 1).transpose(-1, -2)
     middle = 0.5 * (t[..., :1] + t[..., -1:])
-    half = (0.5 * (t[..., -1:] - t[..., :1])).clamp_min(torch.finfo(t.dtype).tiny)
+    half = 0.5 * (t[..., -1:] - t[..., :1])
+    lasts = half > 1e-12  # not of padding only
+    half = torch.where(lasts, half, 1.0)
     x = ((t - middle) / half).clamp(-1, 1)
     powers = torch.stack([x**k for k in range(DEGREE + 1)], dim=-1)  # value of the cubic
     slopes = torch.stack([k * x ** max(k - 1, 0) for k in range(DEGREE + 1)], dim=-1)
+    power = (data.values.square() * data.mask).sum((0, 1)) / data.mask.sum((0, 1)).clamp_min(1)
+    size = power.sqrt().clamp_min(torch.finfo(t.dtype).tiny ** 0.5)
     fits, enough = [], torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
     misfit = torch.zeros(data.num_channels, dtype=t.dtype, device=t.device)
     for coordinate in range(data.dim):
@@ -81,10 +85,10 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
                 continue
             position = channel.quantity == "position"
             weight = m[..., i].to(t.dtype)
-            value = y[..., i] if position else y[..., i] * half
-            rows.append((powers if position else slopes) * weight.unsqueeze(-1))
-            targets.append(value * weight)
-            weights.append((i, weight, 1.0 if position else half))
+            basis = powers if position else slopes / half.unsqueeze(-1)
+            rows.append(basis * (weight / size[i]).unsqueeze(-1))
+            targets.append(y[..., i] * weight / size[i])
+            weights.append((i, weight))
             counts = counts + weight.sum(-1)
         if not rows:
             fits.append(torch.zeros(*t.shape[:2], DEGREE + 1, dtype=t.dtype, device=t.device))
@@ -96,10 +100,10 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
         fits.append(beta)
         error = (target - (design @ beta.unsqueeze(-1)).squeeze(-1)).split(num_samples, dim=-1)
         free = (counts / (counts - DEGREE - 1).clamp_min(0.5)).unsqueeze(-1)
-        for (i, weight, unit), channel_error in zip(weights, error, strict=True):
-            square = free * (channel_error / unit).square() * (counts > DEGREE + 1).unsqueeze(-1)
+        for (i, weight), channel_error in zip(weights, error, strict=True):
+            square = free * (size[i] * channel_error).square() * (counts > DEGREE + 1).unsqueeze(-1)
             misfit[i] = square.sum() / weight.sum().clamp_min(1)
-        enough = enough & (counts > DEGREE) & (half.squeeze(-1) > 1e-12)
+        enough = enough & (counts > DEGREE) & lasts.squeeze(-1)
     beta = torch.stack(fits, dim=-2)  # (trajectories, count, dim, DEGREE + 1)
     which = torch.arange(data.num_trajectories, device=t.device).unsqueeze(-1).expand(t.shape[:2])
     drive = None if data.drive is None else data.drive.unfold(1, num_samples, 1).mean(-1)[enough]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.draws import predict, prototype
+from vinppl.draws import latent_sites, predict, prototype
 from vinppl.errors import NumericalWarning
 from vinppl.export import to_arviz
 from vinppl.posterior import (
@@ -92,6 +92,11 @@ def _extend_one(
             "held-out samples must come after the fitted ones",
             f"time {float(held_out.times[n, 0]):.6g} after {float(last):.6g} in trajectory {data.names[n]}",
         )
+        require(
+            drives is None or held_out.drive is not None,
+            "held-out samples of a driven system need its drive",
+            "none",
+        )
         parts.append((held_out.times[n, :more], held_out.values[n, :more], held_out.mask[n, :more]))
         if drives is not None and held_out.drive is not None:
             drives.append(held_out.drive[n, :more])
@@ -157,6 +162,8 @@ def forecast(
         NumericalWarning: if some draws have no finite trajectory (an implicit step without a
             solution, say); they are left out and counted.
     """
+    trace = prototype(model, future)
+    draws = {name: draws[name] for name in latent_sites(trace) if name in draws}
     predicted = predict(model, draws, future, chunk_size=chunk_size, seed=seed, parameters=parameters)
     finite = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in predicted.values()]).all(0)
     lost = int((~finite).sum())
@@ -170,7 +177,6 @@ def forecast(
         predicted = {name: value[finite] for name, value in predicted.items()}
         draws = {name: value[finite] for name, value in draws.items()}
     num_draws = int(finite.sum())
-    trace = prototype(model, future)
     last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
     groups = {
         "posterior": arrays(draws, (1, num_draws)),

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from pyro.nn import PyroModule, PyroParam
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vinppl._checks import require_choice
@@ -88,6 +89,11 @@ class FullRankGuide(AutoContinuous):
         init_loc_fn: per-site starting values, for m.
         init_scale: standard deviation to begin with; A is the identity until `set_geometry`.
     """
+
+    centre: Tensor
+    factor: Tensor
+    scale: Any
+    scale_tril: Any
 
     def __init__(
         self, model: Any, init_loc_fn: Callable[..., Any] = init_to_median, *, init_scale: float = 0.1
@@ -169,18 +175,28 @@ class AmortisedGuide(PyroModule):
         rest = poutine.block(model, hide=list(INITIAL_SITES))
         trace = poutine.block(poutine.trace(rest).get_trace)(data)
         self.has_rest = any(
-            site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("_deterministic")
+            site["type"] == "sample"
+            and not site["is_observed"]
+            and not site_is_subsample(site)
+            and not site["infer"].get("_deterministic")
             for site in trace.nodes.values()
         )
+        self._plates: list[Any] = []  # that of the trajectories, which a trace may create only once
         if self.has_rest:
-            self.rest = AutoNormal(rest, init_loc_fn=_start(initial_values or {}), init_scale=init_scale)
+            self.rest = AutoNormal(
+                rest,
+                init_loc_fn=_start(initial_values or {}),
+                init_scale=init_scale,
+                create_plates=lambda data: self._plates,
+            )
 
     def forward(self, data: Trajectories) -> dict[str, Tensor]:
         """Sample every latent site of the model given `data`."""
         posterior: InitialPosterior = self.encoder(data)
         (q_loc, v_loc), (q_scale, v_scale) = posterior.loc.chunk(2, -1), posterior.scale.chunk(2, -1)
         position, velocity = INITIAL_SITES
-        with pyro.plate("trajectory", data.num_trajectories, dim=-1):
+        self._plates = [pyro.plate("trajectory", data.num_trajectories, dim=-1)]
+        with self._plates[0]:
             q = pyro.sample(position, Normal(q_loc, q_scale).to_event(1))
             v_loc = v_loc + posterior.coupling * (q - q_loc)
             v = pyro.sample(velocity, Normal(v_loc, v_scale).to_event(1))

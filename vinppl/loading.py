@@ -63,7 +63,7 @@ def build_model(spec: str, data: Trajectories, settings: Sequence[str] = ()) -> 
     Raises:
         ModelError: if the model cannot be found or built, or an option is unknown or of the wrong type.
     """
-    found = find_model(spec)
+    found: Any = find_model(spec)
     if not inspect.isclass(found):
         if not callable(found):
             raise ModelError(f"{spec} is not a model: it must be a class or a function of the data.")
@@ -74,7 +74,8 @@ def build_model(spec: str, data: Trajectories, settings: Sequence[str] = ()) -> 
     if config_type is None and settings:
         raise ModelError(f"{spec} has no Config and so no options; got {', '.join(settings)}.")
     try:
-        return found(data) if config_type is None else found(data, parse_config(config_type, settings))
+        build: Any = found
+        return build(data) if config_type is None else build(data, parse_config(config_type, settings))
     except ModelError:
         raise
     except Exception as error:
@@ -139,8 +140,8 @@ def _load_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ModelError(
-                f"there is no module {name!r}. A model is named package.module:Name, path/to/file.py:Name, or by "
-                "the bare name of a model of vinppl.models."
+                f"there is no module {name!r}. A model is named package.module:Name, path/to/file.py:Name, "
+                "or by the bare name of a model of vinppl.models."
             ) from error
         raise ModelError(f"module {name} failed to import: {_where(error)}") from error
     except Exception as error:
@@ -152,7 +153,8 @@ def _load_file(place: str) -> Any:
     require(path.is_file(), "the model file must exist", str(path), error=ModelError)
     name = f"_vinppl_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -168,8 +170,9 @@ def _where(error: BaseException, path: Path | None = None) -> str:
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:
-        if path is None or Path(trace.tb_frame.f_code.co_filename) == path:
+        if path is None or Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = trace.tb_lineno if path is not None else line
         trace = trace.tb_next
     place = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {error}{place}"
+    message = error.msg if isinstance(error, SyntaxError) else error  # whose text repeats the line
+    return f"{type(error).__name__}: {message}{place}"

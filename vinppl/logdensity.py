@@ -48,8 +48,9 @@ class LogDensity:
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         if learned:
             warnings.warn(
-                f"the model has point-estimated parameters ({', '.join(learned[:4])}, ...), which sampling holds "
-                "fixed at their present values; give them priors to infer them",
+                f"the model has point-estimated parameters ({', '.join(learned[:4])}"
+                f"{', ...' if len(learned) > 4 else ''}), which sampling holds fixed at their present "
+                "values; give them priors to infer them",
                 NumericalWarning,
                 stacklevel=2,
             )

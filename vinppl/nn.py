@@ -7,6 +7,7 @@ makes training a rollout of such forces affordable.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -88,7 +89,7 @@ class ScalarMLP(Component):
         self.num_inputs = num_inputs
         self.num_layers = len(hidden_sizes) + 1
         sizes = [num_inputs, *hidden_sizes, 1]
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = 1 / math.sqrt(fan_in)
             self._declare(f"weight_{layer}", (fan_out, fan_in), bound, weight_prior_scale, bound, generator)
             if layer < self.num_layers - 1:

@@ -51,7 +51,7 @@ class _ComponentMeta(abc.ABCMeta, type(PyroModule)):  # type: ignore[misc]
     """Lets components have abstract methods."""
 
 
-class Component(PyroModule, metaclass=_ComponentMeta):
+class Component(PyroModule, metaclass=_ComponentMeta):  # type: ignore[metaclass]
     """A `PyroModule` whose quantities are declared as constants, parameters or priors.
 
     Attributes:
@@ -123,7 +123,8 @@ class Component(PyroModule, metaclass=_ComponentMeta):
             self.register_buffer(name, _constant(name, spec, support, shape))
         else:
             raise TypeError(
-                f"{name} must be a number, a tensor, Learned(...) or a distribution; got {type(spec).__name__}."
+                f"{name} must be a number, a tensor, Learned(...) or a distribution; "
+                f"got {type(spec).__name__}."
             )
 
 
@@ -140,7 +141,7 @@ def align(value: Tensor, event_dim: int = 0) -> Tensor:
     return value if event_dim else value.unsqueeze(-1)
 
 
-def move_distribution(distribution: Distribution, reference: Tensor) -> Distribution:
+def move_distribution(distribution: Distribution, reference: Tensor) -> Any:
     """Return `distribution` with every floating tensor on the device and dtype of `reference`."""
     moved = copy.deepcopy(distribution)
     _move_tensors(moved, reference, set())
@@ -189,7 +190,7 @@ def _constant(name: str, value: float | Tensor, support: Constraint, shape: tupl
 
 def _check_prior(name: str, prior: Distribution, support: Constraint) -> None:
     """Refuse the usual mistake: a prior that reaches below zero on a quantity that must be positive."""
-    mine = prior.support
+    mine: Any = prior.support
     while hasattr(mine, "base_constraint"):
         mine = mine.base_constraint
     message = f"the prior of {name} must keep to its support {support}"

@@ -130,7 +130,8 @@ def plot_forecast_comparison(
         levels: probabilities of the central bands.
 
     Returns:
-        A fan chart for each forecast, on one scale, and below them the predictive standard deviation
+        A fan chart for each forecast, on one scale that is twice the range of the measurements (wider
+        bands are cut off), and below them the predictive standard deviation
         of that channel against time, all in one panel.
     """
     require(len(forecasts) >= 1, "there must be at least one forecast", "none")
@@ -153,8 +154,10 @@ def plot_forecast_comparison(
         spread = (_join_angles(x, x[0])[0] if arrays.angles[c] else x).std(axis=0)
         colour, style = colours[rank % len(colours)], ("-", "--", ":")[rank % 3]
         axes[-1].plot(arrays.times[n, :length], spread, color=colour, linestyle=style, label=title)
-    for ax in axes[1:-1]:
-        ax.sharey(axes[0])
+    seen = arrays.measured[n, :length, c]
+    low, high = np.nanmin(seen), np.nanmax(seen)
+    for ax in axes[:-1]:
+        ax.set_ylim(low - 0.5 * (high - low), high + 0.5 * (high - low))
     axes[-1].set_yscale("log")
     axes[-1].set_ylabel(_label("predictive sd", arrays.channel_units[c]))
     axes[-1].set_xlabel(_label("time", arrays.time_unit))

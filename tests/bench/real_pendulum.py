@@ -30,11 +30,11 @@ DAMPED = ["drag=[0.03,1.5]", "angle_offset=0.1"]
 ROWS = {
     "damped pendulum, AR(1) noise, velocity gain": (
         "Pendulum",
-        [*DAMPED, "noise=ar1", "velocity_gain=0.1"],
-        [],
+        [*DAMPED, "noise=ar1", "velocity_gain=0.1", "max_step_size=0.09"],
+        ["--num-steps=600"],
     ),
-    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], []),
-    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], []),
+    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], ["--num-steps=600"]),
+    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], ["--num-steps=600"]),
     "VIN-VV, neural potential, learned damping": (
         "NoisyStates",
         ["damping=[0.03,1.5]", "velocity_gain=0.1", "noise=ar1"],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
-from vinppl.draws import Draws, seeded
+from vinppl.draws import Draws, prototype, seeded, without_singletons
 from vinppl.fit.nuts import Chain, DrawStats
 from vinppl.fit.starts import find_start, starting_values
 from vinppl.logdensity import LogDensity
@@ -154,7 +154,9 @@ def fit_mcmc(
     ordered = [results[i] for i in range(options.num_chains)]
     points = torch.stack([r["draws"] for r in ordered])
     with torch.no_grad():
-        draws = density.constrain(centre + points @ factor.mT)
+        values = density.constrain((centre + points @ factor.mT).flatten(0, 1))
+        flat = without_singletons(prototype(model, data), values)
+        draws = {name: value.unflatten(0, points.shape[:2]) for name, value in flat.items()}
     names = DrawStats._fields
     stats = {name: torch.stack([r["stats"][:, k] for r in ordered]) for k, name in enumerate(names)}
     stats["diverging"] = stats["diverging"] > 0
@@ -330,6 +332,8 @@ def _run_here(jobs: list[_Job], workers: int) -> Generator[tuple[int, Any], None
                 message = next(messages)
             except StopIteration:
                 break
+            except OSError:  # a full disk is no failure of the chain
+                raise
             except Exception as error:
                 raise RuntimeError(f"chain {job.index} failed:\n{traceback.format_exc()}") from error
             yield job.index, message
@@ -354,6 +358,8 @@ def _run_in_processes(jobs: list[_Job], workers: int) -> Generator[tuple[int, An
                 if not any(process.is_alive() for process in processes) and messages.empty():
                     raise RuntimeError("a chain's process ended without a result; was it killed?") from None
                 continue
+            if isinstance(message, OSError):
+                raise message
             if isinstance(message, str):
                 raise RuntimeError(f"chain {index} failed:\n{message}")
             if isinstance(message, dict):
@@ -382,5 +388,7 @@ def _work(jobs: list[_Job], messages: Any, parent: int) -> None:
                 messages.put((index, message))
     except KeyboardInterrupt:
         return
+    except OSError as error:
+        messages.put((index, error))
     except Exception:
         messages.put((index, traceback.format_exc()))

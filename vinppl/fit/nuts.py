@@ -111,7 +111,8 @@ class Chain:
 
     def draw(self) -> DrawStats:
         """Make the next draw; it is then in `point`."""
-        kernel, before, mean = self._kernel, self.evaluations, self._kernel._mean_accept_prob
+        kernel: Any = self._kernel
+        before, mean = self.evaluations, kernel._mean_accept_prob
         divergences, previous = len(kernel._divergences), max(0, self.count - self._num_warmup)
         n = self.count if self.warming_up else previous
         mean = mean if n else 0.0

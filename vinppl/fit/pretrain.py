@@ -89,10 +89,13 @@ def pretrain_encoder(
 
 
 def _match(inferred: InitialPosterior, states: Tensor, found: InitialPosterior | None) -> Tensor:
-    """Return the mean divergence of what the encoder infers on the data from what was found there."""
+    """Return the mean divergence of what the encoder infers on the data from what was found there.
+
+    In this direction, as in the evidence lower bound, mass outside of the narrow posterior is what costs.
+    """
     if found is None:
         return 0.5 * ((states - inferred.loc) / inferred.scale.detach()).square().sum(-1).mean()
-    return found.divergence(inferred).mean()
+    return inferred.divergence(found).mean()
 
 
 def _initial_pool(data: Trajectories, values: Mapping[str, Tensor]) -> Tensor:

@@ -301,7 +301,8 @@ class _Run:
         named = {}
         for name, site in capture.trace.nodes.items():
             if site["type"] == "param" and name not in named:
-                named[name] = site["value"].unconstrained()
+                value: Any = site["value"]
+                named[name] = value.unconstrained()
         return {name: value for name, value in named.items() if value.requires_grad}
 
     def advance(self) -> None:
@@ -413,6 +414,7 @@ class _Run:
 
 def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> Any:
     """Build the guide and move it to where the options say it starts."""
+    assert options.guide != "auto"
     if options.guide == "amortised":
         return _initial_amortised(model, _Windows(data, options).first(), options, resuming)
     if options.start == "prior":
@@ -444,9 +446,7 @@ def _initial_amortised(model: Any, data: Trajectories, options: SVIOptions, resu
     return guide
 
 
-def _found_posterior(
-    model: Any, data: Trajectories, values: Mapping[str, Tensor]
-) -> InitialPosterior | None:
+def _found_posterior(model: Any, data: Trajectories, values: Mapping[str, Tensor]) -> InitialPosterior | None:
     """Return the normal over initial states by the curvature at `values`; `None` if there are too many."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
@@ -480,12 +480,12 @@ def _diagnose(model: Any, guide: Any, data: Trajectories) -> str:
     with torch.no_grad():
         trace = poutine.block(poutine.trace(guide).get_trace)(data)
         for name, site in trace.nodes.items():
-            if site["type"] in ("sample", "param") and isinstance(site["value"], Tensor):
-                if not bool(torch.isfinite(site["value"]).all()):
-                    return (
-                        f"the guide's {name} is not finite. The step size is likely too large; "
-                        "lower learning_rate or clip_norm."
-                    )
+            value = site["value"] if site["type"] in ("sample", "param") else None
+            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                return (
+                    f"the guide's {name} is not finite. The step size is likely too large; "
+                    "lower learning_rate or clip_norm."
+                )
         replayed = poutine.block(poutine.trace(poutine.replay(model, trace)).get_trace)(data)
         replayed.compute_log_prob()
         for name, site in replayed.nodes.items():
@@ -496,7 +496,10 @@ def _diagnose(model: Any, guide: Any, data: Trajectories) -> str:
                     "shorten max_step_size, or tighten the priors of the initial state and potential."
                 )
             if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob"]).all()):
-                return f"the log density of {name} is not finite. Its scale has likely collapsed; check its prior."
+                return (
+                    f"the log density of {name} is not finite. Its scale has likely collapsed; "
+                    "check its prior."
+                )
     return (
         "every site is finite now, so a single draw was extreme; lower learning_rate or raise num_particles."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vinppl._checks import require
 from vinppl.integrators.base import AbstractIntegrator, Mechanics, VectorField
@@ -27,19 +28,19 @@ __all__ = [
     "make_integrator",
 ]
 
+
+def _compose(base: Callable[[], AbstractIntegrator], scheme: CompositionScheme) -> AbstractIntegrator:
+    return Composition(base(), scheme)
+
+
 INTEGRATORS: dict[str, Callable[[], AbstractIntegrator]] = {
     "stormer_verlet": StormerVerlet,
     "velocity_verlet": VelocityVerlet,
     "so2": LieVerlet,
     "euler": Euler,
     "rk4": RungeKutta4,
-    **{
-        f"verlet{order}": lambda s=scheme: Composition(VelocityVerlet(), s)
-        for order, scheme in COMPOSITIONS.items()
-    },
-    **{
-        f"so2_{order}": lambda s=scheme: Composition(LieVerlet(), s) for order, scheme in COMPOSITIONS.items()
-    },
+    **{f"verlet{order}": partial(_compose, VelocityVerlet, scheme) for order, scheme in COMPOSITIONS.items()},
+    **{f"so2_{order}": partial(_compose, LieVerlet, scheme) for order, scheme in COMPOSITIONS.items()},
 }
 """Every integrator by the name that options use."""
 

@@ -1,0 +1,509 @@
+"""The command-line scripts: every one is run, from another folder, with tiny settings.
+
+Each start of Python costs seconds, so a test walks through a whole story, and wrong inputs share one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from vinppl.data import write_csv
+from vinppl.export import get_group, read_result
+from vinppl.simulate import simulate
+from vinppl.systems import system
+
+FOLDER = Path(__file__).parents[1] / "inference"
+
+# Every script, and what its help must say. A script that is not listed fails the test below.
+SCRIPTS = {
+    "simulate.py": ["--system STR", "henon_heiles", "--noise-scale", "standard deviation of the noise"],
+    "svi.py": ["--model STR", "path/to/file.py:Name", "--columns.time STR", "--train-fraction FLOAT"],
+    "mcmc.py": ["--num-chains INT", "R-hat needs at least two", "--columns.position", "--set NAME=VALUE"],
+    "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
+    "demo.py": ["--out PATH", "--quick"],
+}
+
+SVI = ["--num-steps", "30", "--check-every", "10", "--num-draws", "40"]
+MCMC = ["--num-chains", "2", "--num-warmup", "15", "--num-draws", "15", "--num-workers", "2"]
+
+USER_MODEL = """
+import pyro
+import torch
+from pyro.distributions import LogNormal, Normal
+
+from vinppl.dynamics import VIN
+from vinppl.potentials import FunctionPotential
+from vinppl.state import PhaseState
+
+vin = VIN(FunctionPotential(lambda q, k: -(k * q.cos()).sum(-1), {"k": LogNormal(2.0, 1.0)}))
+
+
+def swing(data):
+    plate = pyro.plate("trajectory", data.num_trajectories, dim=-1)
+    with plate:
+        q0 = pyro.sample("initial_position", Normal(torch.zeros(1), 3.0).to_event(1))
+        v0 = pyro.sample("initial_velocity", Normal(torch.zeros(1), 3.0).to_event(1))
+    sigma = pyro.sample("noise_scale", LogNormal(-1.0, 1.0))
+    path = vin(PhaseState(q0, v0), data.grid())
+    with plate:
+        vin.record(path)
+        pyro.sample("obs", Normal(data.observe(path), sigma[..., None, None]).to_event(2), obs=data.values)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "COLUMNS": "100"}
+
+
+def start(cwd: Path, script: str, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Start a script in its own process group, so that a signal can reach all its processes."""
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment(), start_new_session=True, **pipes, **options)
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+    """Wait for a script, check its exit status and return what it wrote."""
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == status, f"{out}\n{err}"
+    return out, err
+
+
+def run(cwd: Path, script: str, *arguments: str | Path, status: int = 0, **options: Any) -> tuple[str, str]:
+    return finish(start(cwd, script, *arguments, **options), status)
+
+
+def write_data(path: Path, *, num_times: int = 15, seed: int = 0) -> Path:
+    """Write a small pendulum file."""
+    data, _ = simulate(
+        system("pendulum"), num_trajectories=2, num_times=num_times, noise_scale=0.1, seed=seed
+    )
+    write_csv(data, path)
+    return path
+
+
+def posterior_of(folder: Path) -> dict[str, np.ndarray]:
+    return {str(k): v.values for k, v in get_group(read_result(folder / "result.nc"), "posterior").items()}
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def check_error(err: str) -> str:
+    """Return the one line that a wrong input ends with."""
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in err, err
+    assert len(lines) == 1, err
+    assert err.rstrip().endswith(lines[0]), err
+    return lines[0]
+
+
+# What there is
+
+
+def test_every_script_is_listed() -> None:
+    found = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
+    assert found == set(SCRIPTS)
+
+
+def test_help_explains_every_option(tmp_path: Path) -> None:
+    processes = {name: start(tmp_path, name, "--help") for name in SCRIPTS}
+    for name, process in processes.items():
+        out, err = finish(process)
+        assert err == ""
+        for phrase in SCRIPTS[name]:
+            assert phrase in out, f"{name} --help does not say {phrase!r}"
+        assert f"python inference/{name}" in out  # a recipe
+        # Every option is followed by words of explanation and not just by its default.
+        for option, text in re.findall(r"(?m)^│ (--[\w.-]+)([^│]*│(?:\n│ {5,}[^│]*│)*)", out):
+            words = re.sub(r"\(default: .*?\)|\(required\)|[│\n]|\{.*?\}|\[.*?\]\]|[A-Z]{3,}", " ", text)
+            assert re.search(r"[a-z]{2,} \S+", words), f"{name} {option} has no explanation: {text}"
+        assert "{None}" not in out, "None cannot be typed sensibly"
+        assert not re.search(r"--(select|svi|mcmc)\.", out), "options of the groups have short names"
+
+
+# From simulation to forecast
+
+
+def test_svi_from_simulation_to_forecast(tmp_path: Path) -> None:
+    run(tmp_path, "simulate.py", "--out", "a.csv", "--num-trajectories", "2", "--num-times", "25")
+    out, _ = run(
+        tmp_path, "svi.py", "--model", "Pendulum", "--data", "a.csv", "--out", "fit", *SVI,
+        "--set", "drag=[0.01,1.0]", "max_step_size=0.1", "--train-fraction", "0.8",
+    )  # fmt: skip
+    folder = tmp_path / "fit"
+    assert "posterior: fit/result.nc" in out
+    assert "potential.gravity_over_length" in out
+    names = {"config.json", "log.jsonl", "result.nc", "loss.png", "checkpoint"}
+    assert {path.name for path in folder.iterdir()} == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["options"]["kind"] == "svi"
+    assert config["options"]["set"] == ["drag=[0.01,1.0]", "max_step_size=0.1"]
+    assert config["versions"]["vinppl"]
+    assert [event["event"] for event in events(folder)] == ["started", "step", "step", "step", "finished"]
+
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    out, _ = run(moved.parent, "forecast.py", "renamed", "--num-draws", "10")
+    written = {
+        "forecast.nc",
+        "scores.csv",
+        "fan_chart.png",
+        "uncertainty.png",
+        "energy.png",
+        "phase_portrait.png",
+    }
+    assert {path.name for path in moved.iterdir()} == names | written
+    scores = pd.read_csv(moved / "scores.csv")
+    assert len(scores) > 0
+    assert np.isfinite(scores.select_dtypes("number").to_numpy()).all()
+    predictions = az.from_netcdf(str(moved / "forecast.nc")).predictions
+    assert predictions["obs"].shape == (1, 10, 2, 25, 2)
+
+    # A result of the documented layout serves all of ArviZ.
+    result = az.from_netcdf(str(moved / "result.nc"))
+    wanted = {
+        "posterior",
+        "log_likelihood",
+        "posterior_predictive",
+        "prior",
+        "observed_data",
+        "constant_data",
+    }
+    assert wanted <= set(result.groups())
+    assert az.summary(result, kind="stats").shape[0] == 2 + 2 + 3 + 2
+    assert result.posterior["noise_scale"].dims == ("chain", "draw", "channel")
+
+
+def test_mcmc_of_the_users_own_model(tmp_path: Path) -> None:
+    write_data(tmp_path / "a.csv")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_model.py").write_text(USER_MODEL)
+    out, _ = run(
+        tmp_path, "mcmc.py", "--model", "mine/my_model.py:swing", "--data", "a.csv", "--out", "runs/x", *MCMC
+    )
+    folder = tmp_path / "runs" / "x"
+    assert "r_hat" in out
+    assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl", "result.nc", "checkpoint"}
+    assert events(folder)[-1]["event"] == "finished"
+    result = az.from_netcdf(str(folder / "result.nc"))
+    assert result.posterior.sizes["chain"] == 2
+    assert result.posterior.sizes["draw"] == 15
+    assert "diverging" in result.sample_stats
+    assert "potential.k" in result.posterior
+    assert {"mean", "ess_bulk", "r_hat"} <= set(az.summary(result).columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 30 draws are few for Pareto k
+        assert np.isfinite(az.loo(result).elpd_loo)
+    az.plot_ppc(result, num_pp_samples=5)
+    plt.close("all")
+
+    run(tmp_path / "mine", "forecast.py", folder, "--horizon", "1", "--num-draws", "10")
+    assert (folder / "forecast.nc").exists()
+    assert not (folder / "scores.csv").exists()  # nothing was held out
+
+    # More draws continue the same chains.
+    before = posterior_of(folder)
+    longer = [*MCMC[:4], "--num-draws", "20", *MCMC[6:]]
+    out, _ = run(
+        tmp_path,
+        "mcmc.py",
+        "--model",
+        "mine/my_model.py:swing",
+        "--data",
+        "a.csv",
+        "--out",
+        "runs/x",
+        *longer,
+    )
+    assert "(resuming)" in out
+    for name, draws in posterior_of(folder).items():
+        assert draws.shape[1] == 20
+        np.testing.assert_array_equal(draws[:, :15], before[name])
+
+
+@pytest.mark.slow
+def test_the_demonstration(tmp_path: Path) -> None:
+    out, _ = run(tmp_path, "demo.py", "--out", "demo", "--quick")
+    assert "$ python inference/svi.py" in out
+    assert (tmp_path / "demo" / "comparison.png").stat().st_size > 10_000
+    assert set(pd.read_csv(tmp_path / "demo" / "scores.csv")["model"]) >= {"VIN-SV", "VIN-SO(2)"}
+
+
+# Interruptions
+
+
+def interrupted(process: subprocess.Popen[str], sign: Callable[[], bool], number: signal.Signals) -> str:
+    """Send a signal once there is a sign of progress and return what the script wrote to stderr."""
+    deadline = time.monotonic() + 120
+    while not sign():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGINT:  # Ctrl-C reaches every process of the terminal
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    deadline = time.monotonic() + 30
+    while running(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(process.pid), "a worker outlived its script"
+    return err
+
+
+def running(group: int) -> list[str]:
+    """Return the processes of a group that still run (not those that only wait to be reaped)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
+@pytest.mark.parametrize("script", ["svi.py", "mcmc.py"])
+def test_an_interrupted_run_resumes_to_the_same_numbers(script: str, tmp_path: Path) -> None:
+    write_data(tmp_path / "a.csv", num_times=20)
+    tiny = {
+        "svi.py": ["--num-steps", "150", "--check-every", "10", "--num-draws", "40"],
+        "mcmc.py": ["--num-chains", "2", "--num-warmup", "60", "--num-draws", "30", "--num-workers", "2"],
+    }[script]
+    common = ["--model", "Pendulum", "--data", "a.csv", "--checkpoint-every", "0.1", *tiny]
+    run(tmp_path, script, *common, "--out", "whole")
+    expected = posterior_of(tmp_path / "whole")
+    saved = {"svi.py": "svi.pt", "mcmc.py": "chain_1.pt"}[script]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        folder = tmp_path / number.name
+        process = start(tmp_path, script, *common, "--out", folder)
+        logged = {"svi.py": 2, "mcmc.py": 1}[script]  # a chain logs every fiftieth draw only
+
+        def sign(folder: Path = folder, logged: int = logged) -> bool:
+            log = folder / "log.jsonl"
+            started = (folder / "checkpoint" / saved).exists() and log.exists()
+            return started and len(log.read_text().splitlines()) >= logged
+
+        err = interrupted(process, sign, number)
+        assert not (folder / "result.nc").exists()
+        if number == signal.SIGINT:
+            assert "run the same command to resume" in check_error(err)
+        out, _ = run(tmp_path, script, *common, "--out", folder)
+        assert "(resuming)" in out
+        found = posterior_of(folder)
+        assert found.keys() == expected.keys()
+        for name, draws in found.items():
+            np.testing.assert_array_equal(draws, expected[name], err_msg=f"{number.name} {name}")
+
+
+# A full disk
+
+
+def limited(num_bytes: int) -> Callable[[], None]:
+    """Return what forbids files beyond a size: the nearest to a full disk that needs no privileges."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+@pytest.mark.parametrize(("script", "tiny"), [("svi.py", SVI), ("mcmc.py", MCMC)], ids=["svi", "mcmc"])
+def test_a_full_disk_ends_with_status_4_and_harms_nothing(
+    script: str, tiny: list[str], tmp_path: Path
+) -> None:
+    write_data(tmp_path / "a.csv")
+    arguments = [script, "--model", "Pendulum", "--data", "a.csv", *tiny, "--out"]
+    whole = start(tmp_path, *arguments, "whole")
+    _, err = run(tmp_path, *arguments, "new", status=4, preexec_fn=limited(6000))
+    assert "File too large" in check_error(err)
+    left = [path.name for path in (tmp_path / "new").rglob("*") if path.is_file()]
+    assert not [name for name in left if name.startswith(".") or name.endswith(".nc")]
+    json.loads((tmp_path / "new" / "config.json").read_text())
+    finish(whole)
+
+    kept = {
+        path: path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.suffix in (".nc", ".pt")
+    }
+    assert len(kept) >= 2
+    _, err = run(tmp_path, *arguments, "whole", status=4, preexec_fn=limited(6000))
+    assert "run the same command to resume" in check_error(err)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+# Wrong inputs
+
+DRIVER = """
+import contextlib, io, json, runpy, sys
+results = []
+for script, *arguments in json.load(open(sys.argv[1])):
+    sys.argv = [script, *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+    results.append([status, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A command line and what its error must say."""
+
+    arguments: tuple[str, ...]
+    says: str
+
+
+HEADER = "time,q,v\n"
+ROWS = "".join(f"{0.1 * i:.1f},{i}.5,0.1\n" for i in range(6))
+FILES = {
+    "nan_time.csv": HEADER + ROWS + "nan,1.0,0.1\n",
+    "two_rows.csv": HEADER + "0.0,1.0,0.1\n",
+    "unsorted.csv": HEADER + ROWS + "0.2,1.0,0.1\n",
+    "words.csv": HEADER + ROWS + "0.9,high,0.1\n",
+    "empty.csv": "",
+    "broken.py": "def swing(data:\n    pass\n",
+    "missing_import.py": "import not_a_package\n",
+}
+
+
+def fit(*arguments: str, data: str = "a.csv", model: str = "Pendulum") -> tuple[str, ...]:
+    return ("svi.py", "--model", model, "--data", data, "--out", "other", *SVI, *arguments)
+
+
+WRONG = {
+    "missing file": Wrong(fit(data="nowhere.csv"), r"nowhere\.csv"),
+    "folder for a file": Wrong(fit(data="."), "is a directory"),
+    "empty file": Wrong(fit(data="empty.csv"), r"empty\.csv"),
+    "wrong column": Wrong(fit("--columns.time", "tme"), r"'tme'.*'time'"),
+    "NaN time": Wrong(fit(data="nan_time.csv"), r"nan_time\.csv, line 8, column 'time'"),
+    "a word for a number": Wrong(fit(data="words.csv"), r"line 8, column 'q'.*high"),
+    "one row": Wrong(fit(data="two_rows.csv"), r"two_rows\.csv"),
+    "unsorted times": Wrong(fit(data="unsorted.csv"), r"unsorted\.csv.*sort"),
+    "unknown model": Wrong(fit(model="Pendulun"), "Did you mean Pendulum"),
+    "unknown module": Wrong(fit(model="nowhere:Model"), "no module 'nowhere'"),
+    "no model file": Wrong(fit(model="nowhere.py:Model"), r"nowhere\.py"),
+    "syntax error": Wrong(fit(model="broken.py:swing"), r"broken\.py.*SyntaxError.*line 1"),
+    "failing import": Wrong(fit(model="missing_import.py:swing"), "not_a_package.*line 1"),
+    "unknown model option": Wrong(fit("--set", "dampin=none"), "Did you mean damping"),
+    "wrong model option": Wrong(fit("--set", "damping=high"), r"damping.*'high'"),
+    "unknown option": Wrong(fit("--num-step", "3"), "Did you mean --num-steps"),
+    "option given twice": Wrong(fit("--set", "a=1", "--set", "b=2"), "--set is given twice"),
+    "not a number": Wrong(fit("--window", "many"), "--window.*'many'"),
+    "out of range": Wrong(fit("--train-fraction", "1.5"), r"train_fraction must lie in \(0, 1\]; got 1.5"),
+    "unknown choice": Wrong(fit("--guide", "full"), "'full'.*full_rank"),
+    "missing option": Wrong(("svi.py", "--model", "Pendulum"), "--data must be given"),
+    "other options there": Wrong(
+        (
+            "svi.py",
+            "--model",
+            "Pendulum",
+            "--data",
+            "a.csv",
+            "--out",
+            "run",
+            *SVI,
+            "--window",
+            "0",
+            "--seed",
+            "1",
+        ),
+        r"other options.*svi\.seed: 0 there, 1 here.*--overwrite",
+    ),
+    "no run there": Wrong(("forecast.py", "nowhere"), "holds no run"),
+    "nothing to forecast": Wrong(("forecast.py", "run"), "horizon"),
+    "forecast backwards": Wrong(("forecast.py", "run", "--horizon", "-1"), "horizon must not be negative"),
+    "unfinished run": Wrong(("forecast.py", "unfinished", "--horizon", "1"), r"no result yet.*svi\.py"),
+    "unknown system": Wrong(("simulate.py", "--system", "pendulm", "--out", "b.csv"), "pendulum"),
+    "unknown parameter": Wrong(
+        ("simulate.py", "--parameters", "gravty=1", "--out", "b.csv"), "parameters of pendulum"
+    ),
+    "parameter without value": Wrong(
+        ("simulate.py", "--parameters", "gravity", "--out", "b.csv"), "name=number"
+    ),
+}
+
+
+def test_wrong_inputs_end_with_one_clear_line(tmp_path: Path) -> None:
+    write_data(tmp_path / "a.csv")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    first = ("svi.py", "--model", "Pendulum", "--data", "a.csv", "--out", "run", *SVI)
+    commands = [first, *(case.arguments for case in WRONG.values())]
+    results = drive(tmp_path, commands, prepare=unfinished)
+    assert results[0][0] == 0, results[0]
+    failures = []
+    for (name, case), (status, _, err) in zip(WRONG.items(), results[1:], strict=True):
+        try:
+            assert status == 2, err
+            assert re.search(case.says, check_error(err)), err
+        except AssertionError as error:
+            failures.append(f"{name}: {str(error)[:400]}")
+    assert not failures, "\n".join(failures)
+    assert not (tmp_path / "other").exists(), "a refused command leaves no folder"
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    write_data(tmp_path / "a.csv")
+    first = ["svi.py", "--model", "Pendulum", "--data", "a.csv", "--out", "run", *SVI]
+    run(tmp_path, *first)
+    before = posterior_of(tmp_path / "run")
+    write_data(tmp_path / "a.csv", seed=1)
+    commands = [["forecast.py", "run", "--horizon", "1"], first, ["forecast.py", "run", "--horizon", "1"]]
+    for status, _, err in drive(tmp_path, [*commands, [*first, "--overwrite"], commands[0]])[:3]:
+        assert status == 2
+        assert re.search("has changed since|other data", check_error(err))
+    after = posterior_of(tmp_path / "run")
+    assert not np.array_equal(before["noise_scale"], after["noise_scale"])
+    assert (tmp_path / "run" / "forecast.nc").exists()
+
+
+def unfinished(folder: Path) -> None:
+    """Make a run folder without a result."""
+    (folder / "unfinished").mkdir()
+    config = {"options": {"kind": "svi"}, "data": ""}
+    (folder / "unfinished" / "config.json").write_text(json.dumps(config))
+
+
+def drive(
+    cwd: Path, commands: Any, prepare: Callable[[Path], None] | None = None
+) -> list[tuple[int, str, str]]:
+    """Run command lines one after another in one Python process, each as its own script."""
+    if prepare is not None:
+        prepare(cwd)
+    (cwd / "driver.py").write_text(DRIVER)
+    lines = [[str(FOLDER / script), *map(str, arguments)] for script, *arguments in commands]
+    (cwd / "commands.json").write_text(json.dumps(lines))
+    command = [sys.executable, "driver.py", "commands.json"]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=True
+    )
+    return [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])]
