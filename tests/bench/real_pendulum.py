@@ -31,14 +31,14 @@ ROWS = {
     "damped pendulum, AR(1) noise, velocity gain": (
         "Pendulum",
         [*DAMPED, "noise=ar1", "velocity_gain=0.1", "max_step_size=0.09"],
-        ["--num-steps=600"],
+        ["--num-steps=400"],
     ),
-    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], ["--num-steps=600"]),
-    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], ["--num-steps=600"]),
+    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], ["--num-steps=400"]),
+    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], ["--num-steps=400"]),
     "VIN-VV, neural potential, learned damping": (
         "NoisyStates",
         ["damping=[0.03,1.5]", "velocity_gain=0.1", "noise=ar1"],
-        ["--window=80", "--num-steps=600"],
+        ["--window=80", "--num-steps=400"],
     ),
 }
 

@@ -7,6 +7,7 @@ each longer part starts from the fit to the one before.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -211,7 +212,8 @@ def laplace_covariance(density: LogDensity, point: Tensor, *, relative_step: flo
 
     The Hessian comes from central differences of the gradient, 2 size evaluations, with steps a
     tenth of the first estimate of each standard deviation. Directions of negative curvature (the
-    point is no mode) count with its size, and none less than 1e-4 of the coordinates' own.
+    point is no mode) count with its size. The length of each principal direction is then set by how
+    far the density falls along it, so that it holds at the scale of the posterior.
 
     Returns:
         A positive definite matrix, or `None` if the Hessian is not finite.
@@ -225,8 +227,26 @@ def laplace_covariance(density: LogDensity, point: Tensor, *, relative_step: flo
         return None
     scale = precision.diagonal().abs().clamp_min(1e-2).sqrt()
     curvature, axes = torch.linalg.eigh(precision / scale.outer(scale))
-    covariance = (axes / curvature.abs().clamp_min(1e-4)) @ axes.mT / scale.outer(scale)
+    directions = axes / curvature.abs().clamp_min(1e-4).sqrt() / scale.unsqueeze(-1)  # columns of one sd
+    for _ in range(2):
+        directions = directions * _stretch(density, point, directions)
+    covariance = directions @ directions.mT
     return 0.5 * (covariance + covariance.mT)
+
+
+def _stretch(density: LogDensity, point: Tensor, directions: Tensor) -> Tensor:
+    """Return how much longer each direction should be for the density to fall by one half along it.
+
+    One half is what a normal falls by over one standard deviation. A posterior that is curved, or
+    whose curvature at the mode is that of a cusp or a plateau, is matched at its own scale.
+    """
+    factors = []
+    with torch.no_grad():
+        top = density(point)
+        for direction in directions.mT:
+            fall = float(top - 0.5 * (density(point + direction) + density(point - direction)))
+            factors.append(2.0 if not fall > 0.125 else max(0.05, (0.5 / fall) ** 0.5) if fall < math.inf else 0.05)
+    return torch.tensor(factors, dtype=point.dtype, device=point.device)
 
 
 def _precision(density: LogDensity, point: Tensor, step: Tensor) -> Tensor:
