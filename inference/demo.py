@@ -2,9 +2,10 @@
 
     python inference/demo.py --out runs/demo
 
-Five noisy swings of a pendulum, 3 seconds each at 10 Hz with noise 0.33 (the VIN paper's low-data setting), are
-fitted by VIN-SV and VIN-SO(2), which know nothing but that an angle moves in a potential, and by NUTS on the
-pendulum's law. All three then forecast the next 20 seconds. The demo runs the other scripts and prints each command it runs.
+Five noisy swings of a pendulum, 3 seconds each at 10 Hz with noise 0.33 (the VIN paper's low-data setting),
+are fitted by VIN-SV and VIN-SO(2), which know nothing but that an angle moves in a potential, and by NUTS on
+the pendulum's law. All three then forecast the next 20 seconds. The demo runs the other scripts and prints
+each command it runs.
 """
 
 from __future__ import annotations

@@ -202,6 +202,8 @@ def run_script(main: Callable[[Any], None], config_type: type, doc: str | None) 
         _fail(str(error), 2, error)
     except (NonFiniteError, SolveError) as error:
         _fail(str(error), 3, error)
+    except RuntimeError as error:
+        _fail(str(error), 3)
     except OSError as error:
         _fail(f"{error}. What was written before is kept; run the same command to resume.", 4, error)
     except KeyboardInterrupt:

@@ -2,9 +2,10 @@
 
     python tests/bench/real_pendulum.py --data ../shared/data/schmidt_lipson/real_pend_h_1.txt
 
-Runs inference/svi.py and inference/forecast.py for every row and writes notebooks/results/real_pendulum.csv; with
---agreement also inference/mcmc.py against svi.py on the first 100 samples (real_pendulum_agreement.csv). The energy is
-that of the HNN paper's protocol, H = 2.4 (1 - cos q) + p^2, of the mean forecast against the measured one.
+Runs inference/svi.py and inference/forecast.py for every row and writes notebooks/results/real_pendulum.csv;
+with --agreement also inference/mcmc.py against svi.py on the first 100 samples (real_pendulum_agreement.csv).
+The energy is that of the HNN paper's protocol, H = 2.4 (1 - cos q) + p^2, of the mean forecast against the
+measured one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from vinppl.export import get_group, read_result
 from vinppl.scores import forecast_arrays, forecast_scores
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = (
-    "--columns.time=t --columns.trajectory=trial --columns.position theta --columns.velocity omega "
-    "--columns.angle theta --columns.names trial t theta omega --columns.skip-rows=1 --columns.separator=space"
-).split()
+COLUMNS = [
+    "--columns.time=t",
+    "--columns.trajectory=trial",
+    *("--columns.position", "theta", "--columns.velocity", "omega", "--columns.angle", "theta"),
+    *("--columns.names", "trial", "t", "theta", "omega"),
+    "--columns.skip-rows=1",
+    "--columns.separator=space",
+]
 DAMPED = ["drag=[0.03,1.5]", "angle_offset=0.1"]
 ROWS = {
     "damped pendulum, AR(1) noise, velocity gain": (
@@ -137,7 +142,8 @@ def write(table: pd.DataFrame, name: str) -> None:
     """Write a table with the command and commit that made it."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     path = ROOT / "notebooks" / "results" / name
-    head = f"# command: python tests/bench/real_pendulum.py {' '.join(sys.argv[1:])}\n# seed: 0; commit: {commit.stdout.strip()}\n"
+    command = f"# command: python tests/bench/real_pendulum.py {' '.join(sys.argv[1:])}\n"
+    head = f"{command}# seed: 0; commit: {commit.stdout.strip()}\n"
     path.write_text(head + table.to_csv(index=False, float_format="%.5g"))
     print(table.to_string())
 

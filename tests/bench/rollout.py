@@ -2,8 +2,8 @@
 
     python tests/bench/rollout.py [--json FILE] [--repeats 7]
 
-Prints medians of interleaved repeats in milliseconds, and ratios to a rollout written out in plain torch. Compare
-ratios, not milliseconds: machines differ and have neighbours.
+Prints medians of interleaved repeats in milliseconds, and ratios to a rollout written out in plain torch.
+Compare ratios, not milliseconds: machines differ and have neighbours.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def main() -> None:
             {"name": name, "forward_ms": forward, "backward_ms": backward, "ratio_to_plain": total / base}
         )
         print(
-            f"{name:32s} forward {forward:8.2f} ms  backward {backward:8.2f} ms  {total / base:6.2f} x plain torch"
+            f"{name:32s} forward {forward:8.2f} ms  backward {backward:8.2f} ms  "
+            f"{total / base:6.2f} x plain torch"
         )
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2))

@@ -245,7 +245,8 @@ def _stretch(density: LogDensity, point: Tensor, directions: Tensor) -> Tensor:
         top = density(point)
         for direction in directions.mT:
             fall = float(top - 0.5 * (density(point + direction) + density(point - direction)))
-            factors.append(2.0 if not fall > 0.125 else max(0.05, (0.5 / fall) ** 0.5) if fall < math.inf else 0.05)
+            longer = (0.5 / max(fall, 0.125)) ** 0.5 if math.isfinite(fall) else 0.0
+            factors.append(max(0.05, longer))
     return torch.tensor(factors, dtype=point.dtype, device=point.device)
 
 

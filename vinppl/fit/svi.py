@@ -191,12 +191,14 @@ def fit_svi(
 
     Raises:
         NonFiniteError: when a loss or gradient is not finite, naming the step, the site and the
-            likely cause; the best state so far is in the checkpoint.
+            likely cause. The checkpoint keeps the state that it was last saved with.
     """
     if options.guide == "auto":
         options = replace(options, guide=getattr(model, "default_guide", "full_rank"))
     began = time.monotonic()
-    with seeded(options.seed), pyro.get_param_store().scope():
+    with seeded(options.seed), pyro.get_param_store().scope(), warnings.catch_warnings():
+        # The order of sites does not matter to a guide whose factors are independent given the data.
+        warnings.filterwarnings("ignore", message="Failed to verify mean field restriction")
         resumed = None if checkpoint is None else load_checkpoint(checkpoint)
         if guide is None:
             guide = _initial_guide(model, data, options, resumed is not None)
