@@ -52,7 +52,7 @@ def main(config: Config) -> None:
     run("simulate.py", out=data, system="pendulum", num_times=FITTED + HELD_OUT, seed=config.seed)
 
     fraction = FITTED / (FITTED + HELD_OUT)
-    svi = {"num_steps": 20 if config.quick else 600, "check_every": 10 if config.quick else 50}
+    svi = {"num_steps": 20, "check_every": 10, "start": "prior"} if config.quick else {"num_steps": 600}
     networks = {"vin_sv": "stormer_verlet", "vin_so2": "so2"}
     common = {"data": data, "columns.angle": "q", "train_fraction": f"{fraction:.6f}", "seed": config.seed}
     fits = [

@@ -23,6 +23,7 @@ from vinppl.export import to_arviz
 from vinppl.plotting import (
     plot_energy,
     plot_fan_chart,
+    plot_forecast_comparison,
     plot_losses,
     plot_phase_portrait,
     plot_posterior_vs_prior,
@@ -382,3 +383,13 @@ def test_bad_input_is_named(call, error: type[Exception], message: str) -> None:
 
 def test_public_names_resolve() -> None:
     assert all(hasattr(plotting, name) for name in plotting.__all__)
+
+
+def test_forecast_comparison() -> None:
+    figure = plot_forecast_comparison({"one": make_forecast(), "two": make_forecast()}, trajectory=0)
+    first, second, spread = figure.axes
+    assert first.get_ylim() == second.get_ylim()
+    assert {line.get_label() for line in spread.lines} == {"one", "two"}
+    assert [ax.texts[0].get_text() for ax in (first, second)] == ["one", "two"]
+    with pytest.raises(ValueError, match="at least one forecast"):
+        plot_forecast_comparison({})
