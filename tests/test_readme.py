@@ -38,4 +38,5 @@ def test_commands_of_the_readme_parse() -> None:
     for command in commands:
         words = shlex.split(command.replace("\\\n", " "))
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and "swing.csv" in done.stderr, done.stderr
+        assert done.returncode == 2, done.stderr
+        assert "swing.csv" in done.stderr
