@@ -73,7 +73,7 @@ def main() -> None:
     if options.agreement:
         settings = [*DAMPED, "noise=ar1", "velocity_gain=0.1"]
         script("svi.py", options.data, options.out / "svi100", "Pendulum", settings, ["--first=100"])
-        chains = ["--num-chains=4", "--num-warmup=250", "--num-draws=300"]
+        chains = ["--num-chains=2", "--num-warmup=150", "--num-draws=250"]
         script(
             "mcmc.py", options.data, options.out / "nuts100", "Pendulum", settings, ["--first=100", *chains]
         )
