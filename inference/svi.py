@@ -4,6 +4,14 @@
     python inference/svi.py --model NoisyStates --data pendulum.csv --set integrator=so2 --out runs/vin
     python inference/svi.py --model my_model.py:MyModel --data swing.csv --columns.position theta
 
+A file without a header, with columns apart by spaces (the Schmidt and Lipson pendulum), and the model for it:
+
+    python inference/svi.py --model Pendulum --data real_pend_h_1.txt --out runs/real --train-fraction 0.8 \\
+        --columns.separator space --columns.skip-rows 1 --columns.names trial t theta omega \\
+        --columns.trajectory trial --columns.time t --columns.position theta --columns.velocity omega \\
+        --columns.angle theta \\
+        --set drag=[0.03,1.5] angle_offset=0.1 noise=ar1 velocity_gain=0.1 max_step_size=0.09
+
 Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint.
 Interrupted by Ctrl-C or killed, the same command resumes to the same numbers. Forecast with
 inference/forecast.py OUT.
