@@ -486,9 +486,10 @@ def _state_channels(
 
 
 def _join_angles(draws: Array, points: Array) -> tuple[Array, Array]:
-    """Join angles that were wrapped into one turn; move the points to the branch of the median.
+    """Join angles that were wrapped into one turn; begin the points on the branch of the median.
 
-    Draws that count revolutions already stay as they are.
+    Draws and points that count revolutions already stay as they are, so that a point far from the
+    draws is drawn far from them.
     """
     jumps = np.abs(np.diff(draws, axis=-1)).max(initial=0.0) > np.pi
     if jumps and np.abs(draws).max() <= np.pi * (1 + 1e-6):
@@ -496,8 +497,14 @@ def _join_angles(draws: Array, points: Array) -> tuple[Array, Array]:
         centre = np.arctan2(np.sin(first).mean(), np.cos(first).mean())
         turns = 2 * np.pi * np.round((centre - first) / (2 * np.pi))
         draws = np.unwrap(draws, axis=-1) + turns[:, None]
-    middle = np.median(draws, axis=0)
-    return draws, points + 2 * np.pi * np.round((middle - points) / (2 * np.pi))
+    seen = np.isfinite(points)
+    if not seen.any():
+        return draws, points
+    joined = np.unwrap(points[seen])
+    begin = np.median(draws[:, seen][:, 0])
+    moved = points.copy()
+    moved[seen] = joined + 2 * np.pi * np.round((begin - joined[0]) / (2 * np.pi))
+    return draws, moved
 
 
 def _mean_deviation(
