@@ -54,7 +54,6 @@ def test_a_notebook_names_no_place_of_the_author(path: Path) -> None:
 
 
 @notebooks
-@pytest.mark.slow
 # The Jupyter client's libraries warn about one another; the kernel has filters of its own.
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
