@@ -124,8 +124,7 @@ def noise_estimate(data: Trajectories) -> Tensor:
     Noise with memory passes for motion here, so that it comes out too small.
     """
     residual = local_states(data).residual
-    rms = (data.values.square() * data.mask).sum((0, 1)) / data.mask.sum((0, 1)).clamp_min(1)
-    return residual.maximum(1e-3 * rms.sqrt()).clamp_min(1e-9)
+    return residual.maximum(1e-3 * data.channel_rms).clamp_min(1e-9)
 
 
 def first_states(data: Trajectories) -> tuple[Tensor, Tensor]:

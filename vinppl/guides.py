@@ -206,6 +206,5 @@ class AmortisedGuide(PyroModule):
 
 def channel_scale(data: Trajectories) -> Tensor:
     """Return the root mean square of every channel over its observed entries, `(num_channels,)`."""
-    count = data.mask.sum((0, 1)).clamp_min(1)
-    power = (data.values.square() * data.mask).sum((0, 1)) / count
-    return power.sqrt().clamp_min(torch.finfo(power.dtype).eps)
+    rms = data.channel_rms
+    return rms.clamp_min(torch.finfo(rms.dtype).eps)

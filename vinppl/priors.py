@@ -123,9 +123,7 @@ def state_scales(data: Trajectories) -> tuple[Tensor, Tensor]:
 
 
 def _channel_rms(data: Trajectories) -> Tensor:
-    count = data.mask.sum((0, 1)).clamp_min(1)
-    power = (data.values.square() * data.mask).sum((0, 1)) / count
-    return power.sqrt().clamp_min(1e-12)
+    return data.channel_rms.clamp_min(1e-12)
 
 
 def _difference_rms(data: Trajectories) -> Tensor:

@@ -144,6 +144,12 @@ class Trajectories:
     # What a likelihood needs
 
     @cached_property
+    def channel_rms(self) -> Tensor:
+        """Root mean square of every channel over its observed entries, shape `(num_channels,)`."""
+        count = self.mask.sum((0, 1)).clamp_min(1)
+        return ((self.values.square() * self.mask).sum((0, 1)) / count).sqrt()
+
+    @cached_property
     def velocity_channels(self) -> Tensor:
         """Which channels measure velocities, shape `(num_channels,)`."""
         return self.channel_index >= self.dim

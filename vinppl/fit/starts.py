@@ -73,7 +73,7 @@ def find_start(
         ConvergenceWarning: if the search did not end at a stationary point.
     """
     values = dict(starting_values(model, data) if initial_values is None else initial_values)
-    lengths = sorted({max(min(8, data.num_times), round(share * data.num_times)) for share in horizons})
+    lengths = _lengths(data, horizons)
     for length in lengths:
         part = data if length >= data.num_times else data.first(length)
         density = LogDensity(model, part, initial_values=values)
@@ -126,7 +126,7 @@ def fit_point(
     values = starting_values(model, data)
     learned = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in learned]
-    for length in sorted({max(min(8, data.num_times), round(share * data.num_times)) for share in horizons}):
+    for length in _lengths(data, horizons):
         part = data if length >= data.num_times else data.first(length)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumericalWarning)  # parameters are not held fixed here
@@ -141,6 +141,11 @@ def fit_point(
         point = _climb(objective, density.initial, max_iterations, extra=learned)
         values = _detached(density.constrain(point))
     return values
+
+
+def _lengths(data: Trajectories, horizons: Sequence[float]) -> list[int]:
+    """Return the growing numbers of samples that the shares stand for, none below 8."""
+    return sorted({max(min(8, data.num_times), round(share * data.num_times)) for share in horizons})
 
 
 def starting_values(model: Any, data: Trajectories) -> dict[str, Tensor]:

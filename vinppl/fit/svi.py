@@ -203,8 +203,14 @@ def fit_svi(
         if guide is None:
             guide = _initial_guide(model, data, options, resumed is not None)
         run = _Run(model, guide, data, options)
+        identity = asdict(options), data.fingerprint()
         if resumed is not None:
-            run.restore(resumed, asdict(options), data.fingerprint())
+            run.restore(resumed, *identity)
+
+        def save() -> None:
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, run.state(*identity))
+
         saved, elapsed_before = began, run.seconds
         try:
             while run.step < options.num_steps and not run.stopped_early:
@@ -212,16 +218,15 @@ def fit_svi(
                 run.seconds = elapsed_before + time.monotonic() - began
                 if on_step is not None:
                     on_step(run.report())
-                if checkpoint is not None and time.monotonic() - saved > options.checkpoint_every:
-                    save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+                if time.monotonic() - saved > options.checkpoint_every:
+                    save()
                     saved = time.monotonic()
         except BaseException:
-            if checkpoint is not None and run.consistent:
-                save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+            if run.consistent:
+                save()
             raise
         run.finish()
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, run.state(asdict(options), data.fingerprint()))
+        save()
         return SVIResult(
             model,
             guide,
