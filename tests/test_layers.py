@@ -33,6 +33,7 @@ LAYERS = {
     "vinppl.integrators.unstructured": 4.1,
     "vinppl.integrators.lie": 4.2,
     "vinppl.integrators.compose": 4.2,
+    "vinppl.native": 5.5,
     "vinppl.rollout": 6,
     "vinppl.systems": 6,
     "vinppl.data": 6,
@@ -48,9 +49,9 @@ LAYERS = {
     "vinppl.draws": 8,
     "vinppl.export": 8,
     "vinppl.loading": 8,
+    "vinppl.diagnostics": 8.05,
     "vinppl.runs": 8.1,
     "vinppl.fit": 8.1,
-    "vinppl.diagnostics": 8.1,
     "vinppl.scores": 8.1,
     "vinppl.posterior": 8.2,
     "vinppl.forecast": 8.3,
@@ -65,6 +66,7 @@ LAYERS = {
 KEPT_TO = {
     "matplotlib": {"vinppl.plotting"},
     "arviz": {"vinppl.export", "vinppl.diagnostics"},
+    "llvmlite": {"vinppl.native"},
 }
 # Packages that a module must not import, so that it runs without them.
 FORBIDDEN = {"vinppl.export": {"torch", "pyro"}}

@@ -19,7 +19,7 @@ def test_derivatives_of_activations(name: str) -> None:
 @pytest.mark.parametrize("hidden_sizes", [(5,), (4, 6), (3, 4, 2)])
 def test_gradient_is_the_derivative_of_value(name: str, hidden_sizes: tuple[int, ...]) -> None:
     network = ScalarMLP(3, hidden_sizes, activation=name)
-    value, gradient = network.bind()
+    value, gradient, *_ = network.bind()
     x = torch.randn(2, 7, 3, requires_grad=True)
     assert value(x).shape == (2, 7)
     (expected,) = torch.autograd.grad(value(x).sum(), x)
@@ -30,7 +30,7 @@ def test_gradient_is_the_derivative_of_value(name: str, hidden_sizes: tuple[int,
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_weight_gets_a_gradient_through_the_force(name: str) -> None:
     network = ScalarMLP(2, (4, 3), activation=name)
-    _, gradient = network.bind()
+    gradient = network.bind().gradient
     gradient(torch.randn(6, 2)).square().sum().backward()
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
@@ -61,13 +61,13 @@ def test_weights_with_particle_dimensions(num_trajectories: int) -> None:
             return stacked[name] if name in stacked else super().__getattr__(name)
 
     together.__class__ = Fixed
-    value, gradient = together.bind()
+    value, gradient, *_ = together.bind()
     per_particle = torch.randn(num_particles, num_trajectories, 2)
     shared = per_particle[0]
     for x, of in ((per_particle, lambda i: per_particle[i]), (shared, lambda i: shared)):
         assert value(x).shape == (num_particles, num_trajectories)
         for i, single in enumerate(singles):
-            single_value, single_gradient = single.bind()
+            single_value, single_gradient, *_ = single.bind()
             torch.testing.assert_close(value(x)[i], single_value(of(i)), rtol=0, atol=1e-14)
             torch.testing.assert_close(gradient(x)[i], single_gradient(of(i)), rtol=0, atol=1e-14)
     in_time = torch.randn(6, num_particles, num_trajectories, 2)  # as in VIN.energy

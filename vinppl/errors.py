@@ -7,7 +7,7 @@ and carry where they happened.
 
 from __future__ import annotations
 
-__all__ = ["ConvergenceWarning", "DataError", "NonFiniteError", "NumericalWarning", "SolveError"]
+__all__ = ["ConvergenceWarning", "DataError", "NonFiniteError", "NumericalWarning", "PerformanceWarning", "SolveError"]
 
 
 class DataError(ValueError):
@@ -57,3 +57,7 @@ class NumericalWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """An optimiser or sampler stopped before it had converged."""
+
+
+class PerformanceWarning(UserWarning):
+    """Something runs by a slower path than it could; its result is the same."""

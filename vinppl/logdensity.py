@@ -1,22 +1,27 @@
 """A Pyro model as a plain function: the log density of an unconstrained vector.
 
-Samplers and optimisers work on this function, so that how it is evaluated (today
-through Pyro's handlers) can change without them.
+Samplers and optimisers work on this function. It is evaluated through Pyro's handlers, or, once
+`compile` was called, by machine code that gives the same numbers some hundred times faster.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choice
 from vinppl.errors import NumericalWarning
+from vinppl.native import compile_density
+from vinppl.rollout import BACKENDS, Backend
+
+if TYPE_CHECKING:
+    from vinppl.native.compiled import CompiledDensity
 
 __all__ = ["LogDensity"]
 
@@ -28,17 +33,26 @@ class LogDensity:
         model: any Pyro model whose latent sites are continuous.
         *args: its arguments, usually the data.
         initial_values: constrained values by site, for `initial`; others start at the prior median.
+        backend: `reference` never compiles.
 
     Attributes:
         names: latent sites, in the order of the vector.
         shapes: unconstrained shape of each site.
         initial: starting point, shape `(size,)`.
+        native: the compiled density; `None` before `compile` and where there is none.
 
     Raises:
         ValueError: if the model has no latent site, or no starting point of finite density is found.
     """
 
-    def __init__(self, model: Any, *args: Any, initial_values: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *args: Any,
+        initial_values: Mapping[str, Tensor] | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        require_choice("backend", backend, BACKENDS)
         strategy = init_to_value(values=dict(initial_values or {}), fallback=init_to_median(num_samples=25))
         self._model, self._args = model, args
         parameters, self._potential, self._transforms, trace = initialize_model(
@@ -57,6 +71,19 @@ class LogDensity:
         self.names = tuple(parameters)
         self.shapes = {name: tuple(value.shape) for name, value in parameters.items()}
         self.initial = self._flatten(parameters)
+        self.native: CompiledDensity | None = None
+        self._backend, self._tried = backend, False
+
+    def compile(self) -> bool:
+        """Compile the density, if that was not tried before; return whether it is compiled.
+
+        Point-estimated parameters, and everything else that is not latent, keep the values that
+        they have now. Where there is no compiled form, a `PerformanceWarning` says once why.
+        """
+        if not self._tried and self._backend == "auto":
+            self._tried = True
+            self.native = compile_density(type(self._model).__name__, self._reference, self.initial)
+        return self.native is not None
 
     @property
     def size(self) -> int:
@@ -64,11 +91,20 @@ class LogDensity:
         return int(self.initial.numel())
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Return the log density at one point, `(size,) -> ()`; differentiable."""
+        """Return the log density at one point, `(size,) -> ()`; differentiable.
+
+        Before `compile`, also with respect to point-estimated parameters.
+        """
+        return self._reference(u) if self.native is None else _Compiled.apply(u, self)  # type: ignore[no-any-return]
+
+    def _reference(self, u: Tensor) -> Tensor:
         return -self._potential(self.split(u))
 
     def value_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log density and its gradient at one point, shapes `()` and `(size,)`."""
+        if self.native is not None:
+            number, slope = self.native.value_and_gradient(u.detach().numpy())
+            return torch.tensor(number, dtype=u.dtype), torch.from_numpy(slope)
         at = u.detach().requires_grad_(True)
         value = self(at)
         (gradient,) = torch.autograd.grad(value, at)
@@ -93,3 +129,21 @@ class LogDensity:
 
     def _flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+
+class _Compiled(torch.autograd.Function):
+    """A compiled density as a differentiable function; higher derivatives go through Pyro."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, density: LogDensity) -> Tensor:
+        value, gradient = density.value_and_gradient(u)
+        ctx.save_for_backward(u, gradient)
+        ctx.density = density
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, seed: Tensor) -> tuple[Tensor, None]:
+        u, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (gradient,) = torch.autograd.grad(ctx.density._reference(u), u, create_graph=True)
+        return seed * gradient, None

@@ -19,7 +19,7 @@ from torch import Tensor
 from vinppl._checks import require
 from vinppl.parameters import Component, Learned
 
-__all__ = ["ACTIVATIONS", "Activation", "ScalarMLP"]
+__all__ = ["ACTIVATIONS", "Activation", "BoundNetwork", "ScalarMLP"]
 
 
 class Activation(NamedTuple):
@@ -45,6 +45,22 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(torch.nn.functional.silu, _silu_derivative),
 }
 """Activations by name. Any other smooth one can be passed as an `Activation`."""
+
+
+class BoundNetwork(NamedTuple):
+    """A scalar network with its weights read.
+
+    Attributes:
+        value: `(*batch, num_inputs) -> (*batch,)`.
+        gradient: its derivative, `(*batch, num_inputs) -> (*batch, num_inputs)`.
+        weights: of the layers, each `(out, in)`, the last of shape `(1, in)`.
+        biases: of the hidden layers, each `(out,)`.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor], Tensor]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
 
 
 class ScalarMLP(Component):
@@ -86,6 +102,7 @@ class ScalarMLP(Component):
                 activation in ACTIVATIONS, f"activation must be one of {', '.join(ACTIVATIONS)}", activation
             )
         self.activation = ACTIVATIONS[activation] if isinstance(activation, str) else activation
+        self.activation_name = activation if isinstance(activation, str) else None
         self.num_inputs = num_inputs
         self.num_layers = len(hidden_sizes) + 1
         sizes = [num_inputs, *hidden_sizes, 1]
@@ -110,15 +127,10 @@ class ScalarMLP(Component):
         else:
             self.declare(name, Normal(torch.zeros(()), torch.tensor(prior_scale * prior_factor)), shape=shape)
 
-    def bind(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Read every weight once and return the functions `value` and `gradient`.
-
-        Returns:
-            `value`: `(*batch, num_inputs) -> (*batch,)` and `gradient`:
-            `(*batch, num_inputs) -> (*batch, num_inputs)`, its derivative.
-        """
-        weights = [getattr(self, f"weight_{i}") for i in range(self.num_layers)]
-        biases = [getattr(self, f"bias_{i}") for i in range(self.num_layers - 1)]
+    def bind(self) -> BoundNetwork:
+        """Read every weight once and return the functions of them."""
+        weights = tuple(getattr(self, f"weight_{i}") for i in range(self.num_layers))
+        biases = tuple(getattr(self, f"bias_{i}") for i in range(self.num_layers - 1))
         act = self.activation
 
         def hidden(x: Tensor) -> list[Tensor]:
@@ -138,7 +150,7 @@ class ScalarMLP(Component):
                 back = _affine(act.derivative(z) * back, weight.transpose(-1, -2), None)
             return back
 
-        return value, gradient
+        return BoundNetwork(value, gradient, weights, biases)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.constraints import Constraint
 
 from vinppl._checks import require
@@ -143,25 +143,21 @@ def align(value: Tensor, event_dim: int = 0) -> Tensor:
 
 def move_distribution(distribution: Distribution, reference: Tensor) -> Any:
     """Return `distribution` with every floating tensor on the device and dtype of `reference`."""
-    moved = copy.deepcopy(distribution)
-    _move_tensors(moved, reference, set())
-    return moved
+    return _moved(distribution, reference, {})
 
 
-def _move_tensors(owner: Any, reference: Tensor, seen: set[int]) -> None:
-    if id(owner) in seen:
-        return
-    seen.add(id(owner))
-    for key, value in list(vars(owner).items()):
-        if isinstance(value, Tensor):
-            floating = value.is_floating_point()
-            owner.__dict__[key] = value.to(reference.device, reference.dtype if floating else value.dtype)
-        elif isinstance(value, Distribution | torch.distributions.Transform):
-            _move_tensors(value, reference, seen)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                if isinstance(item, Distribution | torch.distributions.Transform):
-                    _move_tensors(item, reference, seen)
+def _moved(x: Any, reference: Tensor, done: dict[int, Any]) -> Any:
+    """Return `x` with its tensors moved; distributions and transforms inside are copied, once each."""
+    if isinstance(x, Tensor):
+        return x.to(reference.device, reference.dtype if x.is_floating_point() else x.dtype)
+    if isinstance(x, list | tuple) and any(isinstance(i, Distribution | Transform) for i in x):
+        return type(x)(_moved(i, reference, done) for i in x)
+    if not isinstance(x, Distribution | Transform):
+        return x
+    if id(x) not in done:
+        done[id(x)] = new = copy.copy(x)
+        new.__dict__ = {key: _moved(value, reference, done) for key, value in vars(x).items()}
+    return done[id(x)]
 
 
 def _shaped(prior: Distribution, shape: tuple[int, ...]) -> Distribution:

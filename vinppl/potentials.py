@@ -30,6 +30,7 @@ __all__ = [
     "FunctionPotential",
     "Harmonic",
     "KeplerPotential",
+    "NetworkGradient",
     "NeuralPotential",
     "PendulumPotential",
 ]
@@ -45,6 +46,32 @@ class BoundPotential(NamedTuple):
 
     value: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor], Tensor]
+
+
+class NetworkGradient(NamedTuple):
+    """The closed-form gradient of a neural potential, E grad net(s phi(q)) pulled back to q.
+
+    Attributes:
+        function: computes it, `(*batch, dim) -> (*batch, dim)`.
+        weights: of the layers, each `(out, in)`, the last of shape `(1, in)`.
+        biases: of the hidden layers, each `(out,)`.
+        activation: its name; `None` for one that has none.
+        manifold: gives the features phi.
+        feature_scale: s, one factor for each feature.
+        energy_scale: E.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: str | None
+    manifold: Manifold
+    feature_scale: tuple[float, ...]
+    energy_scale: float
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """Return dV/dq."""
+        return self.function(q)
 
 
 class AbstractPotential(Component):
@@ -190,7 +217,8 @@ class CoupledSprings(AbstractPotential):
     def bind(self) -> BoundPotential:
         """Read `stiffness`."""
         k = self.stiffness
-        pad = (1, 1) if self.fixed_ends else (1, 0)
+        fixed_ends = self.fixed_ends
+        pad = (1, 1) if fixed_ends else (1, 0)
 
         def stretch(q: Tensor) -> Tensor:
             return torch.nn.functional.pad(q, pad).diff(dim=-1)
@@ -199,7 +227,7 @@ class CoupledSprings(AbstractPotential):
             tension = k * stretch(q)
             return (
                 tension[..., : q.shape[-1]]
-                - torch.nn.functional.pad(tension, (0, 1 - int(self.fixed_ends)))[..., 1:]
+                - torch.nn.functional.pad(tension, (0, 1 - int(fixed_ends)))[..., 1:]
             )
 
         return BoundPotential(lambda q: 0.5 * (k * stretch(q).square()).sum(-1), gradient)
@@ -251,19 +279,29 @@ class NeuralPotential(AbstractPotential):
 
     def bind(self) -> BoundPotential:
         """Read every weight of the network."""
-        value, gradient = self.network.bind()
+        network = self.network.bind()
         manifold, energy = self.manifold, self.energy_scale
-        scale = torch.ones(manifold.num_features, dtype=self.dtype, device=self._reference.device)
-        scale[: manifold.dim - sum(manifold.periodic)] = 1 / self.input_scale
+        num_lines = manifold.dim - sum(manifold.periodic)
+        factors = (1 / self.input_scale,) * num_lines + (1.0,) * (manifold.num_features - num_lines)
+        scale = torch.tensor(factors, dtype=self.dtype, device=self._reference.device)
         slope_scale = energy * scale
 
         def network_value(q: Tensor) -> Tensor:
-            return energy * value(scale * manifold.features(q))
+            return energy * network.value(scale * manifold.features(q))
 
         def network_gradient(q: Tensor) -> Tensor:
-            return manifold.pull_back(q, slope_scale * gradient(scale * manifold.features(q)))
+            return manifold.pull_back(q, slope_scale * network.gradient(scale * manifold.features(q)))
 
-        return BoundPotential(network_value, network_gradient)
+        force = NetworkGradient(
+            network_gradient,
+            network.weights,
+            network.biases,
+            self.network.activation_name,
+            manifold,
+            factors,
+            energy,
+        )
+        return BoundPotential(network_value, force)
 
 
 class FunctionPotential(AbstractPotential):
@@ -305,9 +343,10 @@ class FunctionPotential(AbstractPotential):
         """Read every parameter; the gradient differentiates `function`."""
         values = {name: align(getattr(self, name), self._event_dims[name]) for name in self.parameter_names}
         particles = [x.shape[: x.ndim - max(self._event_dims[name], 1)] for name, x in values.items()]
+        function = self.function
 
         def value(q: Tensor) -> Tensor:
-            energy = self.function(q, **values)
+            energy = function(q, **values)
             require(
                 energy.shape in (q.shape[:-1], torch.broadcast_shapes(q.shape[:-1], *particles)),
                 "a potential must map (*batch, dim) to (*batch,)",

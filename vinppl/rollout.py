@@ -11,13 +11,16 @@ from torch import Tensor
 from vinppl._checks import require
 from vinppl.errors import SolveError
 from vinppl.integrators.base import AbstractIntegrator, Drives, Mechanics, Step, VectorField
+from vinppl.native import compiled_path
 from vinppl.state import PhaseState, Trajectory
 from vinppl.timegrid import TimeGrid
 
 __all__ = ["BACKENDS", "Backend", "rollout"]
 
 Backend = Literal["auto", "reference"]
-"""How the loop is run. `reference` is plain torch; `auto` picks the fastest that applies."""
+"""How the loop is run. `reference` is plain torch; `auto` compiles the step where it can (on a CPU, in
+single or double precision) and says once why where it cannot. Both give the same numbers up to rounding.
+"""
 
 BACKENDS: tuple[Backend, ...] = ("auto", "reference")
 
@@ -57,7 +60,26 @@ def rollout(
         type(system).__name__,
         "Use 'euler' or 'rk4' for a free vector field.",
     )
-    drives = _drives(grid, integrator, drive)
+    accelerations = None if drive is None else _accelerations(grid, integrator, drive)
+    path = None
+    if backend == "auto" and grid.num_steps > 0:
+        path = compiled_path(system, initial, grid, integrator, accelerations)
+    q, v = path if path is not None else _reference_path(system, initial, grid, integrator, accelerations)
+    if throw and integrator.chart == "lie_group" and bool(q.detach().isnan().any()):
+        with torch.no_grad():
+            _raise_unsolved(system, initial, grid, integrator, accelerations)
+    return Trajectory(grid.times, q, v)
+
+
+def _reference_path(
+    system: Mechanics | VectorField,
+    initial: PhaseState,
+    grid: TimeGrid,
+    integrator: AbstractIntegrator,
+    accelerations: list[Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Return positions and velocities at the grid's times, by torch operations."""
+    drives = _drives(accelerations)
     carry = integrator.start(system, initial, next(drives))
     states = [integrator.finish(system, carry)]
     steps = _steps(grid, integrator)
@@ -68,10 +90,7 @@ def rollout(
     shape = torch.broadcast_shapes(*(s.q.shape for s in (states[0], states[-1])))
     q = torch.stack([s.q.expand(shape) for s in states], dim=-2)
     v = torch.stack([s.v.expand(shape) for s in states], dim=-2)
-    if throw and integrator.chart == "lie_group" and bool(q.detach().isnan().any()):
-        with torch.no_grad():
-            _raise_unsolved(system, initial, grid, integrator, drive)
-    return Trajectory(grid.times, q, v)
+    return q, v
 
 
 def _steps(grid: TimeGrid, integrator: AbstractIntegrator) -> Iterator[Step]:
@@ -88,28 +107,36 @@ def _steps(grid: TimeGrid, integrator: AbstractIntegrator) -> Iterator[Step]:
             yield size if fraction == 1.0 else fraction * size
 
 
-def _drives(
-    grid: TimeGrid, integrator: AbstractIntegrator, drive: Callable[[Tensor], Tensor] | None
-) -> Iterator[Drives]:
-    """Yield the known accelerations at the nodes of every sub-step; the first twice, for `start`."""
-    if drive is None:
-        while True:
-            yield None
-    ends = torch.tensor(integrator.fractions, dtype=grid.times.dtype, device=grid.times.device).cumsum(0)
-    begins = ends - torch.tensor(integrator.fractions, dtype=grid.times.dtype, device=grid.times.device)
+def _accelerations(
+    grid: TimeGrid, integrator: AbstractIntegrator, drive: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return the known accelerations at each of the integrator's nodes, `(*batch, sub-steps, dim)`.
+
+    On a grid without steps they are those of its one time.
+    """
+    if grid.num_steps == 0:
+        return [drive(grid.times[..., :1])] * len(integrator.drive_nodes)
+    fractions = torch.tensor(integrator.fractions, dtype=grid.times.dtype, device=grid.times.device)
+    ends = fractions.cumsum(0)
+    begins = ends - fractions
     sizes, starts = grid.step_sizes, grid.step_times
-    per_node = []
+    values = []
     for node in integrator.drive_nodes:
         inside = begins + node * (ends - begins)  # (stages,)
         times = starts.unsqueeze(-1) + sizes.unsqueeze(-1) * inside  # (*batch, steps, stages)
-        per_node.append(drive(times.flatten(-2)).unbind(-2))
-    if not per_node[0]:
-        first = drive(grid.times[..., :1]).unbind(-2)[0]
-        yield tuple(first for _ in integrator.drive_nodes)
-        return
+        values.append(drive(times.flatten(-2)))
+    return values
+
+
+def _drives(accelerations: list[Tensor] | None) -> Iterator[Drives]:
+    """Yield the accelerations at the nodes of every sub-step; the first twice, for `start`."""
+    if accelerations is None:
+        while True:
+            yield None
+    per_node = [a.unbind(-2) for a in accelerations]
     yield tuple(values[0] for values in per_node)
-    for i in range(len(per_node[0])):
-        yield tuple(values[i] for values in per_node)
+    for values in zip(*per_node, strict=True):
+        yield values
 
 
 def _raise_unsolved(
@@ -117,13 +144,13 @@ def _raise_unsolved(
     initial: PhaseState,
     grid: TimeGrid,
     integrator: AbstractIntegrator,
-    drive: Callable[[Tensor], Tensor] | None,
+    accelerations: list[Tensor] | None,
 ) -> None:
     """Walk a path that turned NaN once more and raise `SolveError` at the first step without a solution.
 
     Returns where every step was solvable: the NaN then came with the state or the force.
     """
-    drives = _drives(grid, integrator, drive)
+    drives = _drives(accelerations)
     carry = integrator.start(system, initial, next(drives))
     for index, size in enumerate(_steps(grid, integrator)):
         residual = integrator.residual(system, carry, size)

@@ -12,7 +12,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from vinppl.errors import ConvergenceWarning, NumericalWarning
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
 __all__ = ["Start", "find_start", "fit_point", "laplace_covariance", "starting_values"]
+
+COMPILED_ITERATIONS = 500
+"""L-BFGS iterations where an evaluation costs microseconds."""
 
 HORIZONS = (0.1, 0.25, 0.5, 1.0)
 """Shares of the record that are fitted one after the other."""
@@ -77,7 +83,11 @@ def find_start(
     for length in lengths:
         part = data if length >= data.num_times else data.first(length)
         density = LogDensity(model, part, initial_values=values)
-        point = _climb(density, density.initial, max_iterations)
+        if length == lengths[-1]:
+            density.compile()  # the whole record is also what is sampled from
+        if density.native is not None:
+            max_iterations = COMPILED_ITERATIONS
+        point = _ascend(density.value_and_gradient, density.initial, max_iterations)
         values = _detached(density.constrain(point))
     covariance = None
     if density.size <= MAX_CURVATURE_SIZE:
@@ -159,10 +169,37 @@ def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _climb_whitened(density: LogDensity, centre: Tensor, factor: Tensor, max_iterations: int) -> Tensor:
-    def whitened(x: Tensor) -> Tensor:
-        return density(centre + factor @ x)
+    def whitened(x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = density.value_and_gradient(centre + factor @ x)
+        return value, factor.mT @ gradient
 
-    return _climb(whitened, torch.zeros_like(centre), max_iterations)
+    return _ascend(whitened, torch.zeros_like(centre), max_iterations)
+
+
+def _ascend(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, max_iterations: int
+) -> Tensor:
+    """Return the end of an L-BFGS ascent with the gradient given, never a worse point."""
+    best = (-math.inf, start.detach().clone())
+
+    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        nonlocal best
+        u = torch.from_numpy(x).to(start)
+        value, gradient = (z.detach() for z in function(u))
+        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+            return 1e10, np.zeros_like(x)
+        if float(value) > best[0]:
+            best = (float(value), u.clone())
+        return -float(value), -gradient.cpu().double().numpy()
+
+    minimize(
+        loss,
+        start.detach().cpu().double().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-4},
+    )
+    return best[1]
 
 
 def _is_stationary(density: LogDensity, point: Tensor, covariance: Tensor | None) -> bool:

@@ -1,0 +1,318 @@
+"""One step of an integrator on one system, as scalar expressions.
+
+The integrator's own `start`, `step` and `finish` are traced with the system's potential, mass and
+forces inside, so that the compiled path is the reference path written out: there is no second
+implementation of any integrator.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vinppl.integrators import AbstractIntegrator, Mechanics, VectorField
+from vinppl.native.capture import Capture
+from vinppl.native.expressions import Expression, Graph
+from vinppl.native.lowering import STRUCTURED, Scalariser, Unsupported, broadcast, decompositions, shape_of
+from vinppl.native.network import NetworkShape
+from vinppl.potentials import NetworkGradient
+from vinppl.state import PhaseState
+
+__all__ = ["Slot", "StepProgram", "pack", "trace_step"]
+
+System = Mechanics | VectorField
+
+
+class Slot(NamedTuple):
+    """One number that a step reads from the tensors of its system, for every trajectory.
+
+    Attributes:
+        tensor: which of the captured tensors.
+        index: for each of its dimensions, a fixed place, or `None` where it runs along a batch dimension.
+        dims: the batch dimensions that the `None`s run along.
+    """
+
+    tensor: int
+    index: tuple[int | None, ...]
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StepProgram:
+    """A step written out.
+
+    Inputs of the expressions: `("q", k)` and `("v", k)` of `start`; `("c", j)` the chart state, `("h",)`
+    the step size and `("d", node, k)` the accelerations by drives of `step` and `start`; `("c", j)` of
+    `finish`; `("p", s)` the slots, everywhere.
+
+    Attributes:
+        graph: holds all expressions.
+        dim: number of coordinates.
+        slots: where the parameters come from.
+        start: chart state at the beginning.
+        step: chart state after a step.
+        finish: positions, then velocities, of a chart state.
+        num_nodes: times in a step at which a drive is wanted; 0 without a drive.
+        network: shape of the neural potential, if there is one.
+        start_calls: evaluations of the neural potential in `start`.
+        step_calls: the same in `step`, numbered after those of `start`.
+    """
+
+    graph: Graph
+    dim: int
+    slots: tuple[Slot, ...]
+    start: tuple[Expression, ...]
+    step: tuple[Expression, ...]
+    finish: tuple[Expression, ...]
+    num_nodes: int
+    network: NetworkShape | None
+    start_calls: int
+    step_calls: int
+
+
+def pack(slot: Slot, tensors: Sequence[Tensor], batch: tuple[int, ...]) -> Tensor:
+    """Return the numbers of a slot, shape `batch`; differentiable."""
+    value = tensors[slot.tensor]
+    for dim in reversed(range(value.ndim)):
+        at = slot.index[dim]
+        if at is not None:
+            value = value.select(dim, at)
+    shape = [1] * len(batch)
+    for dim in slot.dims:
+        shape[dim] = batch[dim]
+    return value.reshape(shape).expand(batch)
+
+
+def trace_step(
+    integrator: AbstractIntegrator,
+    system: System,
+    found: Capture,
+    state: PhaseState,
+    batch: tuple[int, ...],
+    num_nodes: int,
+) -> StepProgram:
+    """Write out a step.
+
+    Args:
+        integrator: traced with all it does.
+        system: its closures are traced through.
+        found: their tensors.
+        state: an example, shapes broadcastable to `(*batch, dim)`.
+        batch: shape of the batch.
+        num_nodes: times in a step at which there is a drive; 0 without.
+
+    Raises:
+        Unsupported: if something in the step has no compiled form.
+    """
+    network = _network_shape(system, state.q.dtype)
+    traced = _trace(integrator, system, state, batch, num_nodes)
+    base = _Probe(traced, found, batch, (0,) * len(batch))
+    moves: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in base.slots]
+    for dim, size in enumerate(batch):
+        if size == 1:
+            continue
+        probe = _Probe(traced, found, batch, tuple(int(d == dim) for d in range(len(batch))))
+        if probe.code != base.code:
+            raise Unsupported("a step that treats trajectories differently")
+        for moved, (_, at), (_, before) in zip(moves, probe.slots, base.slots, strict=True):
+            moved.append((dim, tuple(a - b for a, b in zip(at, before, strict=True))))
+    slots = tuple(
+        _slot(tensor, at, moved) for (tensor, at), moved in zip(base.slots, moves, strict=True)
+    )
+    start, step, finish = base.outputs
+    return StepProgram(
+        base.graph, state.q.shape[-1], slots, start, step, finish, num_nodes, network, base.calls[0], base.calls[1]
+    )
+
+
+def _network_shape(system: System, dtype: torch.dtype) -> NetworkShape | None:
+    """Return the shape of the system's neural potential, `None` if it has none."""
+    gradient = getattr(system, "gradient", None)
+    if not isinstance(gradient, NetworkGradient):
+        return None
+    if gradient.activation is None:
+        raise Unsupported("an activation without a name")
+    if any(w.ndim != 2 for w in gradient.weights):
+        raise Unsupported("a neural potential with weights of several particles")
+    return NetworkShape(
+        tuple(len(bias) for bias in gradient.biases),
+        gradient.activation,
+        gradient.manifold.periodic,
+        gradient.feature_scale,
+        gradient.energy_scale,
+        str(dtype).removeprefix("torch."),
+    )
+
+
+class _Traced(NamedTuple):
+    """The three functions of an integrator, traced; `sizes` are those of the parts of the chart state."""
+
+    start: torch.fx.GraphModule
+    step: torch.fx.GraphModule
+    finish: torch.fx.GraphModule
+    sizes: tuple[int, ...]
+    dim: int
+    num_nodes: int
+
+
+def _trace(
+    integrator: AbstractIntegrator, system: System, state: PhaseState, batch: tuple[int, ...], num_nodes: int
+) -> _Traced:
+    dim = state.q.shape[-1]
+    if isinstance(getattr(system, "gradient", None), NetworkGradient):
+        system = system._replace(gradient=torch.ops.vinppl.external_gradient)  # type: ignore[union-attr]
+    with _disable_current_modes(), torch.no_grad():
+        q = state.q.detach().expand(*batch, dim).clone(memory_format=torch.contiguous_format)
+        v = state.v.detach().expand(*batch, dim).clone(memory_format=torch.contiguous_format)
+        drive = tuple(torch.zeros_like(q) for _ in range(num_nodes))
+        h = torch.zeros((), dtype=q.dtype, device=q.device)
+
+        def start(q: Tensor, v: Tensor, *drive: Tensor) -> list[Any]:
+            return pytree.tree_leaves(integrator.start(system, PhaseState(q, v), drive or None))
+
+        carry, spec = pytree.tree_flatten(integrator.start(system, PhaseState(q, v), drive or None))
+        vectors = [isinstance(x, Tensor) and x.ndim > 0 for x in carry]
+        sizes = tuple(dim if vector else 1 for vector in vectors)
+        example = [(q if vector else h).clone() for vector in vectors]  # one tensor twice is one input
+
+        def step(h: Tensor, *rest: Tensor) -> list[Any]:
+            leaves, drive = list(rest[: len(sizes)]), rest[len(sizes) :]
+            return pytree.tree_leaves(integrator.step(system, pytree.tree_unflatten(leaves, spec), h, drive or None))
+
+        def finish(*leaves: Tensor) -> list[Any]:
+            return list(integrator.finish(system, pytree.tree_unflatten(list(leaves), spec)))
+
+        return _Traced(
+            _record(start, q, v, *drive),
+            _record(step, h, *example, *drive),
+            _record(finish, *example),
+            sizes,
+            dim,
+            num_nodes,
+        )
+
+
+def _record(function: Callable[..., Any], *examples: Tensor) -> torch.fx.GraphModule:
+    try:
+        return make_fx(function, decomposition_table=decompositions())(*examples)
+    except RuntimeError as error:
+        if "tracing tensor" in str(error) or "data-dependent" in str(error).lower():
+            raise Unsupported("control flow that depends on the values of tensors") from error
+        raise Unsupported(f"something that cannot be traced ({str(error).splitlines()[0]})") from error
+
+
+class _Probe:
+    """The expressions of one trajectory of the batch.
+
+    Attributes:
+        slots: pairs of a captured tensor's number and the place in it.
+        outputs: expressions of start, step and finish.
+        calls: evaluations of the external potential in start and step.
+    """
+
+    def __init__(self, traced: _Traced, found: Capture, batch: tuple[int, ...], at: tuple[int, ...]) -> None:
+        self.graph = Graph()
+        self.slots: list[tuple[int, tuple[int, ...]]] = []
+        self._found, self._batch, self._at = found, batch, at
+        self._calls: list[Any] = []
+        dim, nodes = traced.dim, traced.num_nodes
+        ends = list(itertools.accumulate(traced.sizes))
+        carry = [self._input("c", end - size, size) for end, size in zip(ends, traced.sizes, strict=True)]
+        drive = [self._input(("d", node), 0, dim) for node in range(nodes)]
+        position, velocity = self._input("q", 0, dim), self._input("v", 0, dim)
+        sizes = traced.sizes
+        start = self._lower(traced.start, [position, velocity, *drive], sizes)
+        first = len(self._calls)
+        step = self._lower(traced.step, [self._input("h", 0, 1), *carry, *drive], sizes)
+        self.calls = (first, len(self._calls) - first)
+        finish = self._lower(traced.finish, carry, (dim, dim))
+        if len(self._calls) != sum(self.calls):
+            raise Unsupported("a neural potential in the integrator's finish")
+        self.outputs = (start, step, finish)
+
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """The program without the places in captured tensors."""
+        tensors = [tensor for tensor, _ in self.slots]
+        return self.graph.operations, self.graph.operands, self.graph.payloads, tensors
+
+    def _input(self, name: Any, first: int, size: int) -> Callable[[tuple[int, ...]], Expression]:
+        key = name if isinstance(name, tuple) else (name,)
+
+        def element(index: tuple[int, ...]) -> Expression:
+            if not index:
+                return self.graph.input((*key, first))
+            if index[:-1] != self._at:
+                raise Unsupported("an operation across trajectories")
+            return self.graph.input((*key, first + index[-1]))
+
+        return element
+
+    def _constant(self, tensor: Tensor, index: tuple[int, ...]) -> Expression:
+        number = self._found.position(tensor)
+        if number is None:
+            raise Unsupported(
+                "a tensor that is read while stepping; read it before, where the potential is bound"
+            )
+        key = (number, index)
+        if key not in self.slots:
+            self.slots.append(key)
+        value = self.graph.input(("p", self.slots.index(key)))
+        return value if tensor.dtype.is_floating_point else value.apply("ne", 0.0)
+
+    def _lower(
+        self, module: torch.fx.GraphModule, inputs: Sequence[Any], sizes: Sequence[int]
+    ) -> tuple[Expression, ...]:
+        scalars = _StepScalariser(self.graph, module, inputs, self._constant)
+        scalars.calls = self._calls
+        result: list[Expression] = []
+        for node, size in zip(scalars.outputs, sizes, strict=True):
+            for k in range(size):
+                shape = shape_of(node)
+                place = broadcast((*self._at, k), shape) if shape else ()
+                value = scalars.element(node, place)
+                result.append(value if isinstance(value, Expression) else self.graph.constant(value))
+        return tuple(result)
+
+
+class _StepScalariser(Scalariser):
+    """Also knows the external potential, whose evaluations it numbers in `calls`."""
+
+    calls: list[Any]
+
+
+def _external(s: Scalariser, node: Any, index: tuple[int, ...]) -> Expression:
+    assert isinstance(s, _StepScalariser)
+    (position,) = node.args
+    dim = shape_of(position)[-1]
+    place = [s.element(position, (*index[:-1], k)) for k in range(dim)]
+    key = (node, index[:-1])
+    if key not in s.calls:
+        s.calls.append(key)
+    return s.graph.force(s.calls.index(key), index[-1], place)  # type: ignore[arg-type]
+
+
+def _slot(tensor: int, at: tuple[int, ...], moved: list[tuple[int, tuple[int, ...]]]) -> Slot:
+    index: list[int | None] = list(at)
+    along: dict[int, int] = {}
+    for batch_dim, change in moved:
+        for dim, amount in enumerate(change):
+            if amount not in (0, 1) or (amount and dim in along):
+                raise Unsupported("a parameter indexed in a way that is not one of its dimensions")
+            if amount:
+                index[dim], along[dim] = None, batch_dim
+    return Slot(tensor, tuple(index), tuple(along[d] for d in sorted(along)))
+
+
+_library = torch.library.Library("vinppl", "DEF")
+_library.define("external_gradient(Tensor q) -> Tensor")
+_library.impl("external_gradient", lambda q: torch.zeros_like(q), "CompositeExplicitAutograd")
+STRUCTURED[torch.ops.vinppl.external_gradient.default] = _external
