@@ -24,7 +24,7 @@ help:
 	@echo "make test-arviz1  the export tests with ArviZ >= 1 (needs a Python >= 3.12)"
 	@echo "make lint         ruff: style and imports          make format     apply it"
 	@echo "make typecheck    mypy over the installed layout   make wheel      build and try the wheel"
-	@echo "make bench        time the rollout                 make install    only fill .venv"
+	@echo "make bench        speed against NumPyro, JAX, Pyro make install    only fill .venv"
 	@echo "make clean        remove build files and caches    make distclean  and the environments"
 
 install: $(STAMP)
@@ -76,7 +76,8 @@ wheel: $(STAMP)
 	@bash .ci/check-wheel $(BIN)
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench/rollout.py
+	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation -e ".[test,bench]"
+	$(BIN)/python tests/bench/speed.py --json notebooks/results/speed.json
 
 clean:
 	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ TEST = [
     "ruff>=0.6",
 ]
 PARQUET = ["pyarrow>=15"]
+BENCH = ["jax>=0.4.30", "numpyro>=0.16"]  # peers that tests/bench compares with
 
 setup(
     name="vinppl",
@@ -37,8 +38,10 @@ setup(
         "arviz>=0.20",
         "h5netcdf>=1.3",
         "h5py>=3.10",
+        "llvmlite>=0.45",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "nutpie>=0.16",
         "pandas>=2.1",
         "pyro-ppl>=1.9",
         "scipy>=1.11",
@@ -48,7 +51,7 @@ setup(
         "tyro>=0.9",
         "xarray>=2025.9",
     ],
-    extras_require={"test": [*TEST, *PARQUET], "parquet": PARQUET},
+    extras_require={"test": [*TEST, *PARQUET], "parquet": PARQUET, "bench": BENCH},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -5,12 +5,15 @@
 
 Writes OUT/result.nc (open it with arviz.from_netcdf), the log and checkpoints, and says whether the chains
 converged. Interrupted by Ctrl-C or killed, the same command resumes to the same draws; with a larger
---num-draws it draws on from where it ended. Forecast with inference/forecast.py OUT.
+--num-draws it draws on to more of them. --engine pyro goes on at the draw where it was; --engine nutpie, the
+fast one for models that compile, keeps finished chains and begins the others again. Forecast with
+inference/forecast.py OUT.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +24,7 @@ from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 from vinppl.cli import DataOptions, load_data, run_options, run_script
 from vinppl.data import ColumnSpec
 from vinppl.diagnostics import convergence, summary
+from vinppl.errors import ConvergenceWarning
 from vinppl.export import write_result
 from vinppl.fit import MCMCOptions, MCMCProgress, fit_mcmc
 from vinppl.loading import build_model
@@ -65,33 +69,38 @@ def main(config: Config) -> None:
     print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
 
     per_chain = config.mcmc.num_warmup + config.mcmc.num_draws
-    counts = [0] * config.mcmc.num_chains
-    divergences = 0
-    with tqdm(total=per_chain * config.mcmc.num_chains, unit="draw", desc="NUTS") as bar:
+    counts, divergences = [0] * config.mcmc.num_chains, [0] * config.mcmc.num_chains
+    bar = tqdm(total=per_chain * config.mcmc.num_chains, unit="draw", desc="NUTS")
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Not converged", ConvergenceWarning)  # the verdict is printed below
 
         def on_draw(progress: MCMCProgress) -> None:
-            nonlocal divergences
-            bar.update(progress.count - counts[progress.chain])
-            counts[progress.chain] = progress.count
-            divergences += progress.stats.diverging
-            if progress.count % 50 == 0:
+            before, counts[progress.chain] = counts[progress.chain], progress.count
+            bar.update(progress.count - before)
+            divergences[progress.chain] = progress.divergences
+            if progress.count // 50 > before // 50:
                 bar.set_postfix(
                     accept=f"{progress.stats.acceptance_rate:.2f}",
                     steps=progress.stats.n_steps,
-                    divergences=divergences,
+                    divergences=sum(divergences),
                 )
                 folder.log("draws", chain=progress.chain, count=progress.count, **progress.stats._asdict())
 
         result = fit_mcmc(model, train, config.mcmc, checkpoint=folder.checkpoint, on_draw=on_draw)
 
-    attrs = {"model": config.model, "inference": "nuts", "options": json.dumps(options)}
+    attrs = {
+        "model": config.model,
+        "inference": "nuts",
+        "engine": result.engine,
+        "options": json.dumps(options),
+    }
     posterior = from_mcmc(result, attrs=attrs, seed=config.mcmc.seed)
     write_result(posterior, folder.result)
     verdict = convergence(posterior)
     folder.log("finished", converged=verdict.converged, verdict=verdict.verdict)
     print(summary(posterior).to_string(na_rep=""))
     print(verdict.verdict)
-    print(f"posterior: {folder.result} ({result.seconds.max():.0f} s)")
+    print(f"posterior: {folder.result} ({result.engine}, {result.seconds.max():.0f} s)")
 
 
 if __name__ == "__main__":

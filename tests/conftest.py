@@ -11,6 +11,8 @@ import pyro
 import pytest
 import torch
 
+from vinppl import native
+
 torch.set_num_threads(1)
 
 
@@ -52,6 +54,7 @@ def isolated_torch() -> Iterator[None]:
     torch.manual_seed(0)
     pyro.clear_param_store()
     pyro.enable_validation(True)
+    native._said.clear()  # notices are given once for each reason: here, in every test
     before = global_torch_state()
     yield
     after = global_torch_state()

@@ -134,6 +134,8 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("model", MODELS)
 # Only the order of sites that depend on one another in the guide matters: that of the initial states.
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
+# The particles of a Bayesian network have weights of their own, which have no compiled form.
+@pytest.mark.filterwarnings("ignore:.*neural potential with weights of several particles")
 def test_every_guide_covers_every_model(model: str, name: GuideName) -> None:
     data = with_gaps(simulated())
     data = driven(data) if model == "Duffing" else data

@@ -127,6 +127,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
+# The particles of a Bayesian network have weights of their own, which have no compiled form.
+@pytest.mark.filterwarnings("ignore:.*neural potential with weights of several particles")
 def test_shapes_of_options(name: str, options: dict[str, Any]) -> None:
     data = data_for(name)
     if (

@@ -11,9 +11,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    IndependentTransform,
+    SoftplusTransform,
+    Transform,
+)
 from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
+from torch.distributions import constraints
 
 from vinppl._checks import require, require_choice
 from vinppl.errors import NumericalWarning
@@ -33,6 +41,8 @@ class LogDensity:
         model: any Pyro model whose latent sites are continuous.
         *args: its arguments, usually the data.
         initial_values: constrained values by site, for `initial`; others start at the prior median.
+        soften: whether positive sites are unconstrained by a map that is logarithmic below their value
+            at `initial` and linear above, instead of a logarithm: see `_softened`.
         backend: `reference` never compiles.
 
     Attributes:
@@ -50,6 +60,7 @@ class LogDensity:
         model: Any,
         *args: Any,
         initial_values: Mapping[str, Tensor] | None = None,
+        soften: bool = False,
         backend: Backend = "auto",
     ) -> None:
         require_choice("backend", backend, BACKENDS)
@@ -70,7 +81,12 @@ class LogDensity:
             )
         self.names = tuple(parameters)
         self.shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-        self.initial = self._flatten(parameters)
+        values = {name: transform.inv(parameters[name]) for name, transform in self._transforms.items()}
+        for name, value in values.items() if soften else ():
+            softened = _softened(trace.nodes[name]["fn"].support, value)
+            if softened is not None:  # in place: the potential looks its transforms up here
+                self._transforms[name] = softened
+        self.initial = self.unconstrain(values)
         self.native: CompiledDensity | None = None
         self._backend, self._tried = backend, False
 
@@ -129,6 +145,31 @@ class LogDensity:
 
     def _flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+
+def _softened(support: Any, typical: Tensor) -> Transform | None:
+    """Return a map to unconstrained space under which a positive site's posterior has no cliff.
+
+    With a logarithm, a coefficient that the data bound only from above has a posterior that falls doubly
+    exponentially on that side: no step size suits both sides. s log(1 + exp(x)), with the site's typical
+    size s, is the exponential below s and linear above.
+
+    Args:
+        support: of the site.
+        typical: s, of the site's shape.
+
+    Returns:
+        The map from the site, or `None` for a site that is not positive.
+    """
+    dims = 0
+    while isinstance(support, constraints.independent):
+        dims, support = dims + support.reinterpreted_batch_ndims, support.base_constraint
+    bound = getattr(support, "lower_bound", None)
+    above_zero = isinstance(bound, int | float) and bound == 0 and not hasattr(support, "upper_bound")
+    if not above_zero or not bool((torch.isfinite(typical) & (typical > 0)).all()):
+        return None
+    soft: Transform = ComposeTransform([SoftplusTransform(), AffineTransform(0.0, typical.detach())])
+    return (IndependentTransform(soft, dims) if dims else soft).inv
 
 
 class _Compiled(torch.autograd.Function):

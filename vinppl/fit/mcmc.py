@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
-import queue
-import time
-import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +17,14 @@ from torch import Tensor
 
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
+from vinppl.diagnostics import MAX_RHAT, Convergence, convergence
 from vinppl.draws import Draws, prototype, seeded, without_singletons
-from vinppl.fit.nuts import Chain, DrawStats
+from vinppl.errors import ConvergenceWarning
+from vinppl.fit import nutpie_engine
+from vinppl.fit.chains import ChainJob, MCMCProgress, check_same, run_jobs
+from vinppl.fit.nutpie_engine import NutpieJob
+from vinppl.fit.nuts import DrawStats
+from vinppl.fit.pyro_engine import PyroJob
 from vinppl.fit.starts import find_start, starting_values
 from vinppl.logdensity import LogDensity
 
@@ -27,6 +32,12 @@ if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
 __all__ = ["MCMCOptions", "MCMCProgress", "MCMCResult", "fit_mcmc"]
+
+LOST = 20.0
+"""Nats by which the mean log density of a chain may fall short of the best one's before it counts as lost."""
+
+MIN_JUDGED = 100
+"""Draws of a chain below which a run is a trial, whose convergence is not judged."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +50,28 @@ class MCMCOptions:
         num_draws: kept draws per chain.
         target_accept: target acceptance probability; raise it against divergences.
         max_tree_depth: doublings of a trajectory at most.
-        dense_mass: adapt a dense mass matrix instead of a diagonal one.
+        dense_mass: adapt a dense mass matrix instead of a diagonal one; nutpie adapts a diagonal one and
+            the few directions that stand out from it.
         start: `mode` climbs to a mode over growing horizons and whitens by the curvature there;
             `values` takes the model's rough estimates; `prior` the prior medians.
         spread: starting points scatter around the start by this many posterior standard
             deviations (with `mode`) or unconstrained units.
         num_workers: processes; `None` takes one per chain up to the number of cores.
-        seed: of everything random; chain i uses its own stream.
-        checkpoint_every: seconds between checkpoints of a chain.
+        seed: of everything random; chain i uses its own stream. The draws are those of the seed and
+            the engine, however many processes there are.
+        checkpoint_every: seconds between checkpoints of a chain (Pyro's engine).
+        engine: `pyro` saves a chain at every draw that it may be resumed from. `nutpie` is NUTS in
+            Rust, made for compiled densities; it saves finished chains, and starts unfinished ones
+            again. `auto` takes nutpie where the density is compiled and nutpie installed.
+        max_refinements: runs that nutpie's engine may repeat, from the start, if draws diverged or
+            chains disagree: in coordinates whitened by the draws before, with a target acceptance
+            probability three quarters nearer to one.
     """
 
     num_chains: int = 4
     num_warmup: int = 500
     num_draws: int = 1000
-    target_accept: float = 0.8
+    target_accept: float = 0.9
     max_tree_depth: int = 10
     dense_mass: bool = True
     start: Literal["mode", "values", "prior"] = "mode"
@@ -60,6 +79,8 @@ class MCMCOptions:
     num_workers: int | None = None
     seed: int = 0
     checkpoint_every: float = 20.0
+    engine: Literal["auto", "pyro", "nutpie"] = "auto"
+    max_refinements: int = 2
 
     def __post_init__(self) -> None:
         for name, least in (("num_chains", 1), ("num_warmup", 1), ("num_draws", 1), ("max_tree_depth", 1)):
@@ -67,21 +88,8 @@ class MCMCOptions:
         require(0 < self.target_accept < 1, "target_accept must lie between 0 and 1", self.target_accept)
         require(self.spread >= 0, "spread must not be negative", self.spread)
         require_choice("start", self.start, ("mode", "values", "prior"))
-
-
-@dataclass(frozen=True)
-class MCMCProgress:
-    """What a progress callback sees after every draw.
-
-    Attributes:
-        chain: index of the chain.
-        count: its draws so far, warm-up included.
-        stats: what the sampler did.
-    """
-
-    chain: int
-    count: int
-    stats: DrawStats
+        require_choice("engine", self.engine, ("auto", "pyro", "nutpie"))
+        require(self.max_refinements >= 0, "max_refinements must not be negative", self.max_refinements)
 
 
 @dataclass
@@ -94,6 +102,10 @@ class MCMCResult:
         draws: latent sites, each `(chain, draw, *site)`.
         stats: sampler statistics by ArviZ's names, each `(chain, draw)`.
         seconds: wall time of each chain, over all sessions of a resumed run, `(chain,)`.
+        sampling_seconds: wall time of the kept draws of all chains: what the busiest process spent on
+            those of its chains. Pyro's engine measures it; nutpie's takes the share of a chain's time
+            that the kept draws have in its gradient evaluations.
+        engine: what sampled, `pyro` or `nutpie`.
     """
 
     model: Any
@@ -101,6 +113,8 @@ class MCMCResult:
     draws: Draws
     stats: dict[str, Tensor]
     seconds: Tensor
+    sampling_seconds: float = math.nan
+    engine: str = "pyro"
 
     def flat(self) -> Draws:
         """Return the draws with chains put one after another, each `(chain * draw, *site)`."""
@@ -125,44 +139,141 @@ def fit_mcmc(
         data: the measurements.
         options: see `MCMCOptions`.
         checkpoint: folder to save chains to and, where it has them, to resume from; a resumed
-            run gives the same draws as one that was never interrupted.
-        on_draw: called after every draw.
+            run gives the same draws as one that was never interrupted. Pyro's chains go on where
+            they were, nutpie's unfinished ones begin again.
+        on_draw: called after every draw (Pyro's engine) or a few times a second (nutpie's).
 
     Raises:
         RuntimeError: if a chain fails, with the chain's own error.
+        ValueError: if the folder holds another run, or the engine asked for is not installed.
+
+    Warns:
+        ConvergenceWarning: if R-hat shows that chains disagree, or if draws diverged.
     """
+    if options.engine == "nutpie":
+        nutpie_engine.require_installed()
     folder = None if checkpoint is None else Path(checkpoint)
     with seeded(options.seed):
         density, centre, factor = _whitening(model, data, options, folder)
-    jobs = [
-        _Job(i, options, data.fingerprint(), folder, density, centre, factor)
-        for i in range(options.num_chains)
-    ]
+    compiled = density.compile()
+    if options.engine == "auto":
+        options = replace(options, engine="nutpie" if compiled and nutpie_engine.is_installed() else "pyro")
+    for refinement in range(1 + (options.max_refinements if options.engine == "nutpie" else 0)):
+        if refinement:
+            centre, factor = _geometry(points, result.stats["lp"], centre, factor)
+            folder = None if folder is None else folder / "refined"
+            options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
+        points, result = _sample(model, data, options, folder, density, centre, factor, on_draw)
+        found = _judge(result, options)
+        if found is None or (found.max_rhat <= MAX_RHAT and not found.divergences):
+            break
+    else:
+        warnings.warn(found.verdict, ConvergenceWarning, stacklevel=2)
+    return result
+
+
+def _sample(
+    model: Any,
+    data: Trajectories,
+    options: MCMCOptions,
+    folder: Path | None,
+    density: LogDensity,
+    centre: Tensor,
+    factor: Tensor,
+    on_draw: Callable[[MCMCProgress], None] | None,
+) -> tuple[Tensor, MCMCResult]:
+    """Run all chains once; return their points in the sampler's coordinates, and the result."""
+    common = (options, data.fingerprint(), folder, density, centre, factor)
+    jobs: list[ChainJob] = [PyroJob(i, *common) for i in range(options.num_chains)]
+    if options.engine == "nutpie":
+        target = nutpie_engine.prepare(density.native, centre, factor)
+        jobs = [NutpieJob(i, *common, target) for i in range(options.num_chains)]
     for job in jobs:
         job.saved()  # refuses here what cannot be resumed
     workers = _num_workers(options, data)
-    results: dict[int, dict[str, Any]] = {}
-    runner = _run_here if workers == 1 else _run_in_processes
-    # Closing ends the chains, which save themselves, at once when `on_draw` raises.
-    with contextlib.closing(runner(jobs, workers)) as messages:
-        for index, message in messages:
-            if isinstance(message, MCMCProgress):
-                if on_draw is not None:
-                    on_draw(message)
-            else:
-                results[index] = message
-    ordered = [results[i] for i in range(options.num_chains)]
-    points = torch.stack([r["draws"] for r in ordered])
+    chains = _run(jobs, workers, on_draw)
+    points = torch.stack([chain["draws"] for chain in chains])
     with torch.no_grad():
         values = density.constrain((centre + points @ factor.mT).flatten(0, 1))
         flat = without_singletons(prototype(model, data), values)
         draws = {name: value.unflatten(0, points.shape[:2]) for name, value in flat.items()}
-    names = DrawStats._fields
-    stats = {name: torch.stack([r["stats"][:, k] for r in ordered]) for k, name in enumerate(names)}
+    sampling = [float(chain["sampling_seconds"]) for chain in chains]
+    result = MCMCResult(
+        model,
+        data,
+        draws,
+        _statistics(chains),
+        torch.tensor([float(chain["seconds"]) for chain in chains]),
+        max(sum(sampling[w::workers]) for w in range(workers)),
+        options.engine,
+    )
+    return points, result
+
+
+def _geometry(points: Tensor, lp: Tensor, centre: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centre and factor that whiten the draws of a run, but for chains that were lost.
+
+    Args:
+        points: draws in the coordinates of `centre` and `factor`, `(chain, draw, size)`.
+        lp: their log densities, `(chain, draw)`.
+        centre: of those coordinates.
+        factor: likewise.
+    """
+    level = lp.double().mean(1)
+    kept = points[level > level.max() - LOST].flatten(0, 1)
+    covariance = torch.cov(kept.mT).reshape(len(centre), len(centre))
+    scale = covariance.diagonal().sqrt().clamp_min(1e-8)
+    correlation = covariance / scale.outer(scale) + 1e-6 * torch.eye(len(scale), dtype=scale.dtype)
+    inner, failed = torch.linalg.cholesky_ex(correlation)
+    if int(failed) or not bool(torch.isfinite(inner).all()):
+        return centre, factor
+    return centre + factor @ kept.mean(0), factor @ (scale.unsqueeze(-1) * inner)
+
+
+def _run(
+    jobs: Sequence[ChainJob], workers: int, on_draw: Callable[[MCMCProgress], None] | None
+) -> list[dict[str, Any]]:
+    """Run the chains and return what they drew, in their order."""
+    results: dict[int, dict[str, Any]] = {}
+    # Closing ends the chains, which save themselves, at once when `on_draw` raises.
+    with contextlib.closing(run_jobs(jobs, workers)) as messages:
+        for index, message in messages:
+            if not isinstance(message, MCMCProgress):
+                results[index] = message
+            elif on_draw is not None:
+                on_draw(message)
+    return [results[job.index] for job in jobs]
+
+
+def _statistics(chains: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the statistics of all chains by name, each `(chain, draw)`."""
+    table = torch.stack([chain["stats"] for chain in chains])
+    stats = dict(zip(DrawStats._fields, table.unbind(-1), strict=True))
     stats["diverging"] = stats["diverging"] > 0
     for name in ("n_steps", "tree_depth"):
         stats[name] = stats[name].long()
-    return MCMCResult(model, data, draws, stats, torch.tensor([r["seconds"] for r in ordered]))
+    return stats
+
+
+def _judge(result: MCMCResult, options: MCMCOptions) -> Convergence | None:
+    """Return the diagnostics of a run; `None` if it is too short to be judged."""
+    import xarray as xr  # slow to import
+
+    if options.num_draws < MIN_JUDGED:
+        return None
+    groups = {
+        group: xr.Dataset(
+            {
+                name: (
+                    ["chain", "draw", *(f"{name}_{k}" for k in range(value.ndim - 2))],
+                    value.cpu().numpy(),
+                )
+                for name, value in values.items()
+            }
+        )
+        for group, values in (("posterior", result.draws), ("sample_stats", result.stats))
+    }
+    return convergence(xr.DataTree.from_dict(groups), max_tree_depth=options.max_tree_depth)
 
 
 def _whitening(
@@ -173,146 +284,23 @@ def _whitening(
     saved = None if path is None else load_checkpoint(path)
     origin = {"start": options.start, "seed": options.seed}
     if saved is not None:
-        _check_same(saved, "start", origin, data.fingerprint())
-        density = LogDensity(model, data, initial_values=_values(model, data, options))
+        check_same(saved, "start", origin, data.fingerprint())
+        density = LogDensity(model, data, initial_values=saved["initial"], soften=True)
         return density, saved["centre"], saved["factor"]
     if options.start == "mode":
-        start = find_start(model, data)
+        start = find_start(model, data, soften=True)
         density, centre, covariance = start.density, start.centre, start.covariance
     else:
-        density = LogDensity(model, data, initial_values=_values(model, data, options))
+        values = {} if options.start == "prior" else starting_values(model, data)
+        density = LogDensity(model, data, initial_values=values, soften=True)
         centre, covariance = density.initial, None
     eye = torch.eye(density.size, dtype=centre.dtype, device=centre.device)
     factor = eye if covariance is None else torch.linalg.cholesky(covariance)
     if path is not None:
         state = {"kind": "start", "options": origin, "data": data.fingerprint()}
-        save_checkpoint(path, {**state, "centre": centre, "factor": factor})
+        initial = {name: value.detach() for name, value in density.constrain(density.initial).items()}
+        save_checkpoint(path, {**state, "initial": initial, "centre": centre, "factor": factor})
     return density, centre, factor
-
-
-def _check_same(state: Mapping[str, Any], kind: str, options: Mapping[str, Any], fingerprint: str) -> None:
-    """Refuse a checkpoint of another kind of run, of other options or other data."""
-    changed = [k for k, value in options.items() if state.get("options", {}).get(k) != value]
-    require(
-        state.get("kind") == kind and not changed,
-        "a run resumes only with the options it began with",
-        f"changed: {', '.join(changed) or 'the kind of run'}",
-        "Use a new run folder (or --overwrite) for new options.",
-    )
-    require(
-        state.get("data") == fingerprint,
-        "a run resumes only on the data it began with",
-        "data with another fingerprint",
-        "Use a new run folder for new data.",
-    )
-
-
-def _values(model: Any, data: Trajectories, options: MCMCOptions) -> dict[str, Tensor]:
-    return {} if options.start == "prior" else starting_values(model, data)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One chain to run, with all it needs."""
-
-    index: int
-    options: MCMCOptions
-    fingerprint: str
-    folder: Path | None
-    density: LogDensity
-    centre: Tensor
-    factor: Tensor
-
-    def whitened(self, x: Tensor) -> Tensor:
-        return self.density(self.centre + self.factor @ x)
-
-    def run(self) -> Iterator[MCMCProgress | dict[str, Any]]:
-        """Yield progress after every draw, and the finished chain at the end."""
-        options = self.options
-        began = saved_at = time.monotonic()
-        seed = options.seed * 1_000_003 + self.index + 1
-        start = options.spread * torch.randn(
-            self.centre.shape, generator=torch.Generator().manual_seed(seed), dtype=self.centre.dtype
-        ).to(self.centre.device)
-        chain = Chain(
-            self.whitened,
-            start,
-            num_warmup=options.num_warmup,
-            seed=seed,
-            target_accept=options.target_accept,
-            max_tree_depth=options.max_tree_depth,
-            dense_mass=options.dense_mass,
-        )
-        points: list[Tensor] = []
-        stats: list[tuple[float, ...]] = []
-        before = self._restore(chain, points, stats)
-        total = options.num_warmup + options.num_draws
-        complete = True
-        try:
-            while chain.count < total:
-                keep = not chain.warming_up
-                complete = False
-                drawn = chain.draw()
-                if keep:
-                    points.append(chain.point)
-                    stats.append(tuple(float(x) for x in drawn))
-                complete = True
-                yield MCMCProgress(self.index, chain.count, drawn)
-                if time.monotonic() - saved_at > options.checkpoint_every:
-                    self._save(chain, points, stats, before + time.monotonic() - began)
-                    saved_at = time.monotonic()
-        finally:
-            if complete:
-                self._save(chain, points, stats, before + time.monotonic() - began)
-        yield {
-            "draws": torch.stack(points[: options.num_draws]),
-            "stats": torch.tensor(stats[: options.num_draws], dtype=torch.float64),
-            "seconds": before + time.monotonic() - began,
-        }
-
-    @property
-    def _path(self) -> Path | None:
-        return None if self.folder is None else self.folder / f"chain_{self.index}.pt"
-
-    def _save(
-        self, chain: Chain, points: list[Tensor], stats: list[tuple[float, ...]], seconds: float
-    ) -> None:
-        if self._path is None:
-            return
-        state = {
-            "kind": "nuts",
-            "options": asdict(self.options),
-            "data": self.fingerprint,
-            "chain": chain.state(),
-            "draws": torch.stack(points) if points else torch.zeros(0, self.centre.numel()),
-            "stats": torch.tensor(stats, dtype=torch.float64),
-            "seconds": seconds,
-        }
-        save_checkpoint(self._path, state)
-
-    def saved(self) -> dict[str, Any] | None:
-        """Return the saved chain, `None` if there is none.
-
-        Raises:
-            ValueError: if it began with other options or data.
-            DataError: if the file is damaged.
-        """
-        state = None if self._path is None else load_checkpoint(self._path)
-        if state is not None:
-            free = {"checkpoint_every", "num_workers", "num_draws", "num_chains"}
-            options = {k: v for k, v in asdict(self.options).items() if k not in free}
-            _check_same(state, "nuts", options, self.fingerprint)
-        return state
-
-    def _restore(self, chain: Chain, points: list[Tensor], stats: list[tuple[float, ...]]) -> float:
-        """Continue a saved chain, if there is one; return the seconds it has run."""
-        state = self.saved()
-        if state is None:
-            return 0.0
-        chain.restore(state["chain"])
-        points.extend(state["draws"].unbind(0))
-        stats.extend(tuple(row) for row in state["stats"].tolist())
-        return float(state["seconds"])
 
 
 def _num_workers(options: MCMCOptions, data: Trajectories) -> int:
@@ -321,74 +309,3 @@ def _num_workers(options: MCMCOptions, data: Trajectories) -> int:
         return 1
     wanted = options.num_workers or min(options.num_chains, len(os.sched_getaffinity(0)))
     return max(1, min(wanted, options.num_chains))
-
-
-def _run_here(jobs: list[_Job], workers: int) -> Generator[tuple[int, Any], None, None]:
-    """Run the jobs one after another in this process, and yield their messages."""
-    for job in jobs:
-        messages = job.run()
-        while True:
-            try:
-                message = next(messages)
-            except StopIteration:
-                break
-            except OSError:  # a full disk is no failure of the chain
-                raise
-            except Exception as error:
-                raise RuntimeError(f"chain {job.index} failed:\n{traceback.format_exc()}") from error
-            yield job.index, message
-
-
-def _run_in_processes(jobs: list[_Job], workers: int) -> Generator[tuple[int, Any], None, None]:
-    """Run the jobs in forked processes, `workers` at a time, and yield their messages."""
-    context = multiprocessing.get_context("fork")
-    messages: Any = context.Queue()
-    processes = [
-        context.Process(target=_work, args=(jobs[w::workers], messages, os.getpid()), daemon=True)
-        for w in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    open_jobs = {job.index for job in jobs}
-    try:
-        while open_jobs:
-            try:
-                index, message = messages.get(timeout=1.0)
-            except queue.Empty:
-                if not any(process.is_alive() for process in processes) and messages.empty():
-                    raise RuntimeError("a chain's process ended without a result; was it killed?") from None
-                continue
-            if isinstance(message, OSError):
-                raise message
-            if isinstance(message, str):
-                raise RuntimeError(f"chain {index} failed:\n{message}")
-            if isinstance(message, dict):
-                open_jobs.discard(index)
-                message = {key: torch.as_tensor(value) for key, value in message.items()}
-            yield index, message
-    finally:
-        for process in processes:
-            if open_jobs and process.is_alive():
-                process.terminate()
-            process.join(timeout=30)
-
-
-def _work(jobs: list[_Job], messages: Any, parent: int) -> None:
-    """Run chains one after another in a child process, for as long as its parent lives."""
-    torch.set_num_threads(1)
-    index = jobs[0].index
-    try:
-        for job in jobs:
-            index = job.index
-            for message in job.run():
-                if isinstance(message, dict):  # numpy arrays travel by value, tensors by file descriptor
-                    message = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in message.items()}
-                if os.getppid() != parent:  # killed; nobody reads the queue any more
-                    os._exit(1)
-                messages.put((index, message))
-    except KeyboardInterrupt:
-        return
-    except OSError as error:
-        messages.put((index, error))
-    except Exception:
-        messages.put((index, traceback.format_exc()))

@@ -29,8 +29,17 @@ __all__ = ["Start", "find_start", "fit_point", "laplace_covariance", "starting_v
 COMPILED_ITERATIONS = 500
 """L-BFGS iterations where an evaluation costs microseconds."""
 
-HORIZONS = (0.1, 0.25, 0.5, 1.0)
-"""Shares of the record that are fitted one after the other."""
+FIRST_HORIZON = 25
+"""Samples that are fitted first."""
+
+GROWTH = 2.5
+"""Factor by which the horizon grows, as long as the longer one is explained as well."""
+
+MAX_LOSS = 0.3
+"""Nats by which the mean log density of a measurement may fall from one horizon to the next."""
+
+MAX_RETRIES = 15
+"""Shorter horizons that are tried after such a loss."""
 
 MAX_CURVATURE_SIZE = 100
 """Latent variables up to which the curvature at the mode is computed."""
@@ -59,8 +68,8 @@ def find_start(
     data: Trajectories,
     *,
     initial_values: Mapping[str, Tensor] | None = None,
-    horizons: Sequence[float] = HORIZONS,
     max_iterations: int = 40,
+    soften: bool = False,
 ) -> Start:
     """Climb to a mode of the posterior by L-BFGS over growing horizons.
 
@@ -72,23 +81,17 @@ def find_start(
         data: the measurements.
         initial_values: constrained starting values by site. By default those of the model's
             own `initial_values(data)` where it has one, otherwise prior medians.
-        horizons: shares of the record, growing to 1.
-        max_iterations: L-BFGS iterations for each share, and after each whitening.
+        max_iterations: L-BFGS iterations for each horizon, and after each whitening.
+        soften: whether the unconstrained space is one in which posteriors of positive sites have
+            no cliffs (see `LogDensity`), for samplers; otherwise it is Pyro's.
 
     Warns:
         ConvergenceWarning: if the search did not end at a stationary point.
     """
     values = dict(starting_values(model, data) if initial_values is None else initial_values)
-    lengths = _lengths(data, horizons)
-    for length in lengths:
-        part = data if length >= data.num_times else data.first(length)
-        density = LogDensity(model, part, initial_values=values)
-        if length == lengths[-1]:
-            density.compile()  # the whole record is also what is sampled from
-        if density.native is not None:
-            max_iterations = COMPILED_ITERATIONS
-        point = _ascend(density.value_and_gradient, density.initial, max_iterations)
-        values = _detached(density.constrain(point))
+    density, point = _grow(model, data, values, max_iterations, soften)
+    if density.native is not None:
+        max_iterations = COMPILED_ITERATIONS
     covariance = None
     if density.size <= MAX_CURVATURE_SIZE:
         for _ in range(3):
@@ -107,6 +110,37 @@ def find_start(
             stacklevel=2,
         )
     return Start(density, point, covariance, _detached(density.constrain(point)), converged)
+
+
+def _grow(
+    model: Any, data: Trajectories, values: Mapping[str, Tensor], max_iterations: int, soften: bool
+) -> tuple[LogDensity, Tensor]:
+    """Climb over growing horizons, and return the density of the whole record and the mode found.
+
+    Where a longer horizon is explained much worse than the one before (the climb went to another
+    mode, say one with large noise), one half as far ahead is tried first.
+    """
+    reached, quality, growth, retries = 0, -math.inf, GROWTH, MAX_RETRIES
+    densities: dict[int, LogDensity] = {}
+    while True:
+        length = min(data.num_times, max(FIRST_HORIZON, reached + 1, math.ceil(growth * reached)))
+        part = data if length == data.num_times else data.first(length)
+        if length not in densities:
+            whole = length == data.num_times
+            densities[length] = LogDensity(model, part, initial_values=values, soften=soften and whole)
+            if whole:
+                densities[length].compile()  # the whole record is also what is sampled from
+        density = densities[length]
+        iterations = max_iterations if density.native is None else COMPILED_ITERATIONS
+        point = _ascend(density.value_and_gradient, density.unconstrain(values), iterations)
+        found = float(density(point).detach()) / max(1, part.num_observed)
+        if found < quality - MAX_LOSS and length > reached + 1 and retries > 0:
+            growth, retries = 1 + 0.5 * (length / reached - 1), retries - 1
+            continue
+        if length == data.num_times:
+            return density, point
+        values, reached, quality = _detached(density.constrain(point)), length, found
+        growth = min(GROWTH, 1 + 2 * (growth - 1))
 
 
 def fit_point(

@@ -54,7 +54,7 @@ def compiled_path(
     if reason is not None:
         _notify("a rollout", reason)
         return None
-    from vinppl.native.lowering import Unsupported
+    from vinppl.native.errors import Unsupported
     from vinppl.native.rollout import native_path
 
     try:
@@ -79,7 +79,7 @@ def compile_density(
         _notify(f"the density of {name}", reason)
         return None
     from vinppl.native.compiled import CompiledDensity
-    from vinppl.native.lowering import Unsupported
+    from vinppl.native.errors import Unsupported
 
     try:
         return CompiledDensity(function, example)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vinppl.native.builder import INDEX, POINTER, FunctionBuilder, Precision
 from vinppl.native.compiler import compile_module, vector_width
 from vinppl.native.density import DensityModule, emit_density
-from vinppl.native.lowering import Unsupported
+from vinppl.native.errors import Unsupported
 from vinppl.native.simplify import simplify
 from vinppl.native.tracing import trace_value_and_gradient
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Union
 
 from vinppl.native.builder import FunctionBuilder
-from vinppl.native.functions import BOOLEAN_OPERATIONS, OPERATIONS
+from vinppl.native.functions import BOOLEAN_OPERATIONS, OPERATIONS, half_power
 
 __all__ = ["Expression", "External", "Graph", "Number", "emit"]
 
@@ -40,7 +40,7 @@ class Graph:
         """Return a constant."""
         if isinstance(value, bool):
             return self._new("truth", (), value)
-        value = float(value)
+        value = float(value) if value == value else math.nan  # the one NaN that is found again
         return self._new("constant", (), (0.0, math.copysign(1.0, value)) if value == 0 else value)
 
     def make(self, operation: str, *arguments: Number) -> Expression:
@@ -143,10 +143,10 @@ class Expression:
     @property
     def is_truth(self) -> bool:
         """Whether the value is a truth value."""
-        kind = self.graph.operations[self.index]
-        return kind == "truth" or kind in BOOLEAN_OPERATIONS or (
-            kind == "where" and Expression(self.graph, self.graph.operands[self.index][1]).is_truth
-        )
+        index = self.index
+        while self.graph.operations[index] == "where":
+            index = self.graph.operands[index][1]
+        return self.graph.operations[index] in ("truth", *BOOLEAN_OPERATIONS)
 
     def __add__(self, other: Number) -> Expression:
         return self.graph.make("add", self, other)
@@ -221,6 +221,8 @@ def _simplify(graph: Graph, operation: str, x: list[Expression], values: list[An
             return x[0]
         if x[1].is_truth:
             return (x[0].apply("and", x[1])).apply("or", x[0].apply("not").apply("and", x[2]))
+    elif operation == "pow" and values[1] in (0, 0.5, 1, 2):
+        return (graph.constant(1.0), x[0].apply("sqrt"), x[0], x[0] * x[0])[(0, 0.5, 1, 2).index(values[1])]
     elif operation in ("and", "or"):
         for i in (0, 1):
             if values[i] is not None:
@@ -236,6 +238,8 @@ _FOLD: dict[str, Callable[..., float | bool]] = {
     "neg": operator.neg,
     "sqrt": math.sqrt,
     "abs": abs,
+    "floor": lambda x: float(math.floor(x)),
+    "sign": lambda x: math.copysign(1.0, x) if x else 0.0,
     "sin": math.sin,
     "cos": math.cos,
     "exp": math.exp,
@@ -270,7 +274,12 @@ def _extremum(relation: str) -> Callable[..., tuple[Any, ...]]:
 
 def _power(g: Expression, out: Expression, a: Expression, n: Expression) -> tuple[Any, ...]:
     by_base = g * n * a.apply("pow", n - 1.0)
-    return by_base, None if n.value is not None else g * out * a.apply("log")
+    if n.value is not None:
+        return by_base, None
+    # As torch has it: flat in x for n = 0, and in n for x = 0 if n is not negative.
+    flat = a.apply("eq", 0.0).apply("and", n.apply("ge", 0.0))
+    make = g.graph.make
+    return make("where", n.apply("eq", 0.0), 0.0, by_base), g * make("where", flat, 0.0, out * a.apply("log"))
 
 
 DERIVATIVES: dict[str, Callable[..., tuple[Number | None, ...]]] = {
@@ -303,6 +312,11 @@ DERIVATIVES: dict[str, Callable[..., tuple[Number | None, ...]]] = {
     "where": _where,
 }
 """Cotangents of the operands of an operation, from that of its result. Operations without a rule are flat."""
+
+
+def _is_half(exponent: Any) -> bool:
+    """Whether a constant is a whole number and a half, and small."""
+    return exponent is not None and abs(exponent) <= 8 and abs(exponent) % 1 == 0.5
 
 
 External = Callable[[str, tuple[int, ...], list[Any]], Any]
@@ -338,6 +352,9 @@ def emit(
         elif kind in ("force", "hessian"):
             assert external is not None
             values[i] = external(kind, payload, [values[j] for j in graph.operands[i]])
+        elif kind == "pow" and _is_half(Expression(graph, graph.operands[i][1]).value):
+            base, exponent = graph.operands[i]
+            values[i] = half_power(builder, values[base], Expression(graph, exponent).value)
         else:
             values[i] = OPERATIONS[kind](builder, *(values[j] for j in graph.operands[i]))
     return [values[o.index] for o in outputs]

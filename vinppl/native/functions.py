@@ -14,7 +14,7 @@ from typing import Any
 
 from vinppl.native.builder import FunctionBuilder
 
-__all__ = ["BOOLEAN_OPERATIONS", "OPERATIONS"]
+__all__ = ["BOOLEAN_OPERATIONS", "OPERATIONS", "half_power"]
 
 # pi/2 and log 2 as sums of doubles, for reductions that do not lose digits.
 HALF_PI = (1.5707963267948966, 6.123233995736766e-17, -1.4973849048591698e-33)
@@ -231,6 +231,15 @@ def digamma(b: FunctionBuilder, x: Any) -> Any:
     bernoulli = [-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12]
     series = b.mul(s, polynomial(b, s, bernoulli))
     return b.add(total, b.add(log(b, x), b.fma(b.const(-0.5), inverse, series)))
+
+
+def half_power(b: FunctionBuilder, x: Any, exponent: float) -> Any:
+    """x^n for a small n that is a whole number and a half: products and a root."""
+    value, square, whole = b.intrinsic("sqrt", x), x, int(abs(exponent))
+    while whole:
+        value = b.mul(value, square) if whole & 1 else value
+        square, whole = b.mul(square, square), whole >> 1
+    return value if exponent > 0 else b.div(b.const(1.0), value)
 
 
 def _intrinsic(name: str) -> Callable[..., Any]:

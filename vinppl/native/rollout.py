@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vinppl.integrators import AbstractIntegrator
 from vinppl.native.builder import Precision, new_module
 from vinppl.native.capture import Capture, capture
 from vinppl.native.compiler import compile_module, vector_width
+from vinppl.native.errors import Unsupported
 from vinppl.native.interpret import interpret
 from vinppl.native.kernels import (
     ADJOINT_ARGUMENTS,
@@ -24,16 +28,18 @@ from vinppl.native.kernels import (
     emit_adjoint,
     emit_forward,
 )
-from vinppl.native.lowering import Unsupported
 from vinppl.native.network import emit_parameter_gradient, parameter_gradient, scratch_size, unpack_weights
 from vinppl.native.steps import StepProgram, System, pack, trace_step
 from vinppl.potentials import NetworkGradient
 from vinppl.state import PhaseState
 from vinppl.timegrid import TimeGrid
 
-__all__ = ["PLANS", "Plan", "native_path"]
+__all__ = ["MAX_VARIANTS", "PLANS", "Plan", "native_path"]
 
 DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+
+MAX_VARIANTS = 32
+"""Programs that differ in their constants alone; beyond them, compiling costs more than it saves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,46 +87,57 @@ def native_path(
         Unsupported: if something in it has no compiled form.
     """
     _check_environment(initial)
-    found = capture(system)
+    found = capture(system, integrator)
     h = _step_sizes(grid, integrator, initial.q)
-    num_nodes = len(integrator.drive_nodes) if drives is not None else 0
-    entry = _entry(system, initial, integrator, found, h, drives, num_nodes)
-    batch, program = entry.batch, entry.program
+    entry = _entry(system, initial, integrator, found, h, drives)
     plan = entry.plan(grid.num_substeps, len(integrator.fractions))
+    tensors = _arguments(entry.program, entry.batch, system, initial, found, h, drives)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        path = _Rollout.apply(*tensors, plan)
+    else:
+        path, *_ = torch.ops.vinppl.rollout(*tensors, plan, False)
+    path = path.reshape(*entry.batch, *path.shape[1:])
     dim = initial.q.shape[-1]
+    return path[..., :dim], path[..., dim:]
+
+
+def _arguments(
+    program: StepProgram,
+    batch: tuple[int, ...],
+    system: System,
+    initial: PhaseState,
+    found: Capture,
+    h: Tensor,
+    drives: Sequence[Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """Return the tensors that the operator takes, all of the type of the state; differentiable."""
+    dim, dtype = initial.q.shape[-1], initial.q.dtype
     q0 = initial.q.expand(*batch, dim).reshape(-1, dim)
     v0 = initial.v.expand(*batch, dim).reshape(-1, dim)
-    packed = [pack(slot, found.tensors, batch) for slot in program.slots]
-    packed = [p.to(q0.dtype) if p.dtype != q0.dtype else p for p in packed]
+    packed = [pack(slot, found.tensors, batch).to(dtype) for slot in program.slots]
     parameters = torch.stack(packed).reshape(len(packed), -1) if packed else q0.new_zeros(0, q0.shape[0])
     if h.ndim > 1:
         h = h.expand(*batch, -1).reshape(q0.shape[0], -1)
     drive = q0.new_zeros(0)
     if drives is not None:
-        drive = torch.stack(tuple(drives), -2)  # (*batch, sub-steps, nodes, dim)
+        drive = torch.stack(tuple(drives), -2).to(dtype)  # (*batch, sub-steps, nodes, dim)
         if drive.ndim > 3:
             drive = drive.expand(*batch, -1, -1, -1).reshape(q0.shape[0], *drive.shape[-3:])
-    weights = q0.new_zeros(0)
-    if program.network is not None:
-        gradient: Any = system.gradient  # type: ignore[union-attr]
-        weights = _pack_weights(gradient)
-    tensors = (q0, v0, parameters, h, drive, weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        path = _Rollout.apply(*tensors, plan)
-    else:
-        path, *_ = torch.ops.vinppl.rollout(*tensors, plan, False)
-    path = path.reshape(*batch, *path.shape[1:])
-    return path[..., :dim], path[..., dim:]
+    gradient = getattr(system, "gradient", None)
+    weights = _pack_weights(gradient) if isinstance(gradient, NetworkGradient) else q0.new_zeros(0)
+    return q0, v0, parameters, h.to(dtype), drive, weights
 
 
 def _check_environment(initial: PhaseState) -> None:
     q = initial.q
     if q.device.type != "cpu":
         raise Unsupported(f"tensors on {q.device}")
-    if q.dtype not in DTYPES or initial.v.dtype != q.dtype:
+    if q.dtype not in DTYPES:
         raise Unsupported(f"numbers of type {q.dtype}")
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise Unsupported("a function transform of torch.func")
+    if forward_ad._current_level >= 0:
+        raise Unsupported("forward-mode differentiation")
 
 
 def _pack_weights(gradient: NetworkGradient) -> Tensor:
@@ -134,7 +151,9 @@ def _step_sizes(grid: TimeGrid, integrator: AbstractIntegrator, like: Tensor) ->
     """Return the length of every sub-step, `(sub-steps,)` or `(*batch, sub-steps)`."""
     if grid.uniform_step is not None:
         return _uniform(grid.uniform_step, grid.num_steps, integrator.fractions, like.dtype)
-    sizes = grid.step_sizes.to(like.dtype)
+    sizes = grid.step_sizes
+    if sizes.ndim == 1 and not sizes.requires_grad:  # plain numbers, in the reference
+        sizes = sizes.to(like.dtype)
     if len(integrator.fractions) == 1:
         return sizes
     fractions = torch.tensor(integrator.fractions, dtype=sizes.dtype, device=sizes.device)
@@ -143,7 +162,8 @@ def _step_sizes(grid: TimeGrid, integrator: AbstractIntegrator, like: Tensor) ->
 
 @functools.lru_cache(maxsize=64)
 def _uniform(step: float, count: int, fractions: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    return torch.tensor([f * step for f in fractions], dtype=dtype).repeat(count)
+    with torch.inference_mode(False):
+        return torch.tensor([f * step for f in fractions], dtype=dtype).repeat(count)
 
 
 class _Entry:
@@ -165,7 +185,11 @@ class _Entry:
         return self._plans[key]
 
 
-_entries: dict[Any, _Entry | Unsupported] = {}
+_entries: dict[Any, _Entry | str] = {}
+"""Traced steps, or why there is none, by all that they depend on."""
+
+_variants: Counter[Any] = Counter()
+"""Number of entries by all but their constants."""
 
 
 def _entry(
@@ -175,20 +199,24 @@ def _entry(
     found: Capture,
     h: Tensor,
     drives: Sequence[Tensor] | None,
-    num_nodes: int,
 ) -> _Entry:
     """Return the traced step of a system, from the last time where its key is the same."""
-    shapes = (initial.q.shape, initial.v.shape, h.shape[:-1], None if drives is None else drives[0].shape[:-2])
-    key = (capture(integrator.__dict__).key, type(integrator), found.key, shapes, initial.q.dtype)
+    like = [initial.q, initial.v, h[..., :1], *(d[..., :1, :] for d in drives or ())]
+    shapes = tuple((x.shape, x.dtype) for x in like)
+    key = (found.key, shapes)
     entry = _entries.get(key)
     if entry is None:
+        family = (found.structure, shapes)
+        if _variants[family] >= MAX_VARIANTS:
+            raise Unsupported("numbers in the system that change from call to call; make them tensors")
         try:
-            entry = _trace(system, initial, integrator, found, h, drives, num_nodes)
+            entry = _trace(system, initial, integrator, found, h, drives)
         except Unsupported as error:
-            entry = error
+            entry = str(error)
         _entries[key] = entry
-    if isinstance(entry, Unsupported):
-        raise entry
+        _variants[family] += 1
+    if isinstance(entry, str):
+        raise Unsupported(entry)
     return entry
 
 
@@ -199,20 +227,73 @@ def _trace(
     found: Capture,
     h: Tensor,
     drives: Sequence[Tensor] | None,
-    num_nodes: int,
 ) -> _Entry:
-    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        state = PhaseState(initial.q.detach(), initial.v.detach())
-        first = None
-        if drives is not None:
-            empty = [*drives[0].shape[:-2], drives[0].shape[-1]]
-            first = tuple(state.q.new_zeros(empty) for _ in range(num_nodes))
-        step = h.detach()[..., :1] if h.ndim > 1 else 0.0
-        carry = integrator.step(system, integrator.start(system, state, first), step, first)
-        after = integrator.finish(system, carry)
-        batch = tuple(torch.broadcast_shapes(after.q.shape, after.v.shape)[:-1])
-    program = trace_step(integrator, system, found, state, batch, num_nodes)
+    with _disable_current_modes(), torch.no_grad():
+        _, after = _step(system, integrator, initial, h, drives)
+    shape = torch.broadcast_shapes(after.q.shape, after.v.shape)
+    if shape[-1] != initial.q.shape[-1]:
+        raise Unsupported("parameters for more coordinates than there are")
+    if not after.q.dtype == after.v.dtype == initial.q.dtype:
+        raise Unsupported("numbers of several types")
+    batch = tuple(shape[:-1])
+    try:
+        program = trace_step(integrator, system, found, initial, batch, len(drives or ()))
+        with _disable_current_modes(), torch.no_grad():
+            _try(program, batch, system, initial, integrator, found, h, drives)
+    except Unsupported:
+        raise
+    except Exception as error:  # the step itself runs: what fails is its tracing
+        text = str(error).partition("\n")[0]
+        raise Unsupported(f"a step that cannot be traced ({type(error).__name__}: {text})") from error
     return _Entry(program, batch, found.kept)
+
+
+def _step(
+    system: System,
+    integrator: AbstractIntegrator,
+    initial: PhaseState,
+    h: Tensor,
+    drives: Sequence[Tensor] | None,
+) -> tuple[PhaseState, PhaseState]:
+    """Return the states before and after the first step, by torch operations."""
+    known = None if drives is None else tuple(d[..., 0, :] for d in drives)
+    carry = integrator.start(system, initial, known)
+    step = h[..., :1] if h.ndim > 1 or h.requires_grad else float(h[0])
+    after = integrator.step(system, carry, step, known)
+    return integrator.finish(system, carry), integrator.finish(system, after)
+
+
+def _try(
+    program: StepProgram,
+    batch: tuple[int, ...],
+    system: System,
+    initial: PhaseState,
+    integrator: AbstractIntegrator,
+    found: Capture,
+    h: Tensor,
+    drives: Sequence[Tensor] | None,
+) -> None:
+    """Take one step, from near the first state, by the program and by the integrator.
+
+    Raises:
+        Unsupported: if they differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def near(x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    state = PhaseState(near(initial.q), near(initial.v))
+    known = None if drives is None else [near(d[..., :1, :]) for d in drives]
+    longest = h.amax(-1, keepdim=True)
+    arguments = _arguments(program, batch, system, state, found, longest, known)
+    path = interpret(program, [1], *arguments).reshape(*batch, 2, 2, program.dim)
+    tolerance = 1e-6 if initial.q.dtype == torch.float64 else 1e-3
+    for at, expected in enumerate(_step(system, integrator, state, longest, known)):
+        for actual, x in zip(path[..., at, :, :].unbind(-2), expected, strict=True):
+            atol = tolerance * (1 + float(x.nan_to_num(posinf=0.0, neginf=0.0).abs().sum()))
+            if not torch.allclose(actual, x, rtol=tolerance, atol=atol, equal_nan=True):
+                raise Unsupported("a step that was written out wrongly")
 
 
 # Operators

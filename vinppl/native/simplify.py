@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from vinppl.native.lowering import ELEMENTWISE, RESHAPES, shape_of, view_index
+from vinppl.native.elementwise import ELEMENTWISE, IDENTITIES
+from vinppl.native.views import RESHAPES, shape_of, view_index
 
 __all__ = ["simplify", "varying_shape"]
 
@@ -71,7 +72,7 @@ def _same_as(module: GraphModule, node: Node) -> Node | None:
             candidate = node.args[1]
         elif mask is not None and not bool(mask.any()):
             candidate = node.args[2]
-    elif node.target in ELEMENTWISE and ELEMENTWISE[node.target].__name__ == "_same":
+    elif node.target in IDENTITIES:
         candidate = node.args[0]
     elif node.target is aten.index_select.default:
         candidate = node.args[0] if _is_identity(module, node.args[2]) else None

@@ -14,21 +14,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import functionalize
+from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vinppl.integrators import AbstractIntegrator, Mechanics, VectorField
 from vinppl.native.capture import Capture
+from vinppl.native.elementwise import decompositions
+from vinppl.native.errors import Unsupported
 from vinppl.native.expressions import Expression, Graph
-from vinppl.native.lowering import STRUCTURED, Scalariser, Unsupported, broadcast, decompositions, shape_of
+from vinppl.native.lowering import STRUCTURED, Scalariser
 from vinppl.native.network import NetworkShape
+from vinppl.native.views import broadcast, shape_of
 from vinppl.potentials import NetworkGradient
 from vinppl.state import PhaseState
 
 __all__ = ["Slot", "StepProgram", "pack", "trace_step"]
 
 System = Mechanics | VectorField
+
+NO_DIMENSION = "a parameter indexed in a way that is not one of its dimensions"
 
 
 class Slot(NamedTuple):
@@ -37,7 +44,7 @@ class Slot(NamedTuple):
     Attributes:
         tensor: which of the captured tensors.
         index: for each of its dimensions, a fixed place, or `None` where it runs along a batch dimension.
-        dims: the batch dimensions that the `None`s run along.
+        dims: the batch dimension that each `None` runs along.
     """
 
     tensor: int
@@ -85,6 +92,7 @@ def pack(slot: Slot, tensors: Sequence[Tensor], batch: tuple[int, ...]) -> Tenso
         at = slot.index[dim]
         if at is not None:
             value = value.select(dim, at)
+    value = value.permute(sorted(range(value.ndim), key=slot.dims.__getitem__))
     shape = [1] * len(batch)
     for dim in slot.dims:
         shape[dim] = batch[dim]
@@ -115,22 +123,23 @@ def trace_step(
     network = _network_shape(system, state.q.dtype)
     traced = _trace(integrator, system, state, batch, num_nodes)
     base = _Probe(traced, found, batch, (0,) * len(batch))
-    moves: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in base.slots]
+    moves: list[dict[int, tuple[float, ...]]] = [{} for _ in base.slots]
     for dim, size in enumerate(batch):
-        if size == 1:
-            continue
-        probe = _Probe(traced, found, batch, tuple(int(d == dim) for d in range(len(batch))))
-        if probe.code != base.code:
-            raise Unsupported("a step that treats trajectories differently")
-        for moved, (_, at), (_, before) in zip(moves, probe.slots, base.slots, strict=True):
-            moved.append((dim, tuple(a - b for a, b in zip(at, before, strict=True))))
+        for place in {1, size - 1} if size > 1 else ():
+            probe = _Probe(traced, found, batch, tuple(place * (d == dim) for d in range(len(batch))))
+            if probe.code != base.code:
+                raise Unsupported("a step that treats trajectories differently")
+            for moved, (_, at), (_, before) in zip(moves, probe.slots, base.slots, strict=True):
+                change = tuple((a - b) / place for a, b in zip(at, before, strict=True))
+                if moved.setdefault(dim, change) != change:
+                    raise Unsupported(NO_DIMENSION)
     slots = tuple(
-        _slot(tensor, at, moved) for (tensor, at), moved in zip(base.slots, moves, strict=True)
+        _slot(found.tensors[tensor], tensor, at, moved, batch)
+        for (tensor, at), moved in zip(base.slots, moves, strict=True)
     )
     start, step, finish = base.outputs
-    return StepProgram(
-        base.graph, state.q.shape[-1], slots, start, step, finish, num_nodes, network, base.calls[0], base.calls[1]
-    )
+    dim, calls = state.q.shape[-1], base.calls
+    return StepProgram(base.graph, dim, slots, start, step, finish, num_nodes, network, *calls)
 
 
 def _network_shape(system: System, dtype: torch.dtype) -> NetworkShape | None:
@@ -201,12 +210,33 @@ def _trace(
 
 
 def _record(function: Callable[..., Any], *examples: Tensor) -> torch.fx.GraphModule:
+    table = decompositions()
     try:
-        return make_fx(function, decomposition_table=decompositions())(*examples)
+        module = make_fx(function, decomposition_table=table)(*examples)
+        if any(_changes_its_arguments(node) for node in module.graph.nodes):
+            # Written anew without assignments, where a value is what its node says.
+            module = make_fx(functionalize(module, remove="mutations"), decomposition_table=table)(*examples)
     except RuntimeError as error:
         if "tracing tensor" in str(error) or "data-dependent" in str(error).lower():
             raise Unsupported("control flow that depends on the values of tensors") from error
         raise Unsupported(f"something that cannot be traced ({str(error).splitlines()[0]})") from error
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if _changes_its_arguments(node):
+            raise Unsupported(f"the operation {node.target}, which changes a tensor in place")
+        inexact = isinstance(value, Tensor) and value.ndim > 0 and not _is_exact(value)
+        if inexact and value.dtype != examples[0].dtype:
+            raise Unsupported("numbers of several types")
+    return module
+
+
+def _is_exact(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
+
+
+def _changes_its_arguments(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 class _Probe:
@@ -223,6 +253,7 @@ class _Probe:
         self.slots: list[tuple[int, tuple[int, ...]]] = []
         self._found, self._batch, self._at = found, batch, at
         self._calls: list[Any] = []
+        self._fixed: list[Any] = []
         dim, nodes = traced.dim, traced.num_nodes
         ends = list(itertools.accumulate(traced.sizes))
         carry = [self._input("c", end - size, size) for end, size in zip(ends, traced.sizes, strict=True)]
@@ -240,9 +271,9 @@ class _Probe:
 
     @property
     def code(self) -> tuple[Any, ...]:
-        """The program without the places in captured tensors."""
+        """The program without the places in captured tensors, but with those in constants."""
         tensors = [tensor for tensor, _ in self.slots]
-        return self.graph.operations, self.graph.operands, self.graph.payloads, tensors
+        return self.graph.operations, self.graph.operands, self.graph.payloads, tensors, self._fixed
 
     def _input(self, name: Any, first: int, size: int) -> Callable[[tuple[int, ...]], Expression]:
         key = name if isinstance(name, tuple) else (name,)
@@ -263,10 +294,13 @@ class _Probe:
                 "a tensor that is read while stepping; read it before, where the potential is bound"
             )
         key = (number, index)
+        if number in self._found.known:
+            self._fixed.append(key)
+            return self.graph.constant(float(tensor[index]))
         if key not in self.slots:
             self.slots.append(key)
         value = self.graph.input(("p", self.slots.index(key)))
-        return value if tensor.dtype.is_floating_point else value.apply("ne", 0.0)
+        return value.apply("ne", 0.0) if tensor.dtype == torch.bool else value
 
     def _lower(
         self, module: torch.fx.GraphModule, inputs: Sequence[Any], sizes: Sequence[int]
@@ -278,8 +312,9 @@ class _Probe:
             for k in range(size):
                 shape = shape_of(node)
                 place = broadcast((*self._at, k), shape) if shape else ()
-                value = scalars.element(node, place)
+                value = scalars.value(node, place)
                 result.append(value if isinstance(value, Expression) else self.graph.constant(value))
+        self._fixed += scalars.fixed
         return tuple(result)
 
 
@@ -300,15 +335,18 @@ def _external(s: Scalariser, node: Any, index: tuple[int, ...]) -> Expression:
     return s.graph.force(s.calls.index(key), index[-1], place)  # type: ignore[arg-type]
 
 
-def _slot(tensor: int, at: tuple[int, ...], moved: list[tuple[int, tuple[int, ...]]]) -> Slot:
+def _slot(
+    value: Tensor, tensor: int, at: tuple[int, ...], moved: dict[int, tuple[float, ...]], batch: tuple[int, ...]
+) -> Slot:
     index: list[int | None] = list(at)
     along: dict[int, int] = {}
-    for batch_dim, change in moved:
+    for batch_dim, change in moved.items():
         for dim, amount in enumerate(change):
-            if amount not in (0, 1) or (amount and dim in along):
-                raise Unsupported("a parameter indexed in a way that is not one of its dimensions")
-            if amount:
-                index[dim], along[dim] = None, batch_dim
+            if amount == 0:
+                continue
+            if amount != 1 or dim in along or value.shape[dim] != batch[batch_dim]:
+                raise Unsupported(NO_DIMENSION)
+            index[dim], along[dim] = None, batch_dim
     return Slot(tensor, tuple(index), tuple(along[d] for d in sorted(along)))
 
 

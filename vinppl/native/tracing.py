@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from vinppl.native.lowering import Unsupported, decompositions
+from vinppl.native.elementwise import decompositions
+from vinppl.native.errors import Unsupported
 
 __all__ = ["trace_value_and_gradient"]
 
