@@ -41,8 +41,8 @@ class LogDensity:
         model: any Pyro model whose latent sites are continuous.
         *args: its arguments, usually the data.
         initial_values: constrained values by site, for `initial`; others start at the prior median.
-        soften: whether positive sites are unconstrained by a map that is logarithmic below their value
-            at `initial` and linear above, instead of a logarithm: see `_softened`.
+        soften: whether positive sites are unconstrained by a map that is logarithmic below a tenth of
+            their value at `initial` and linear above, instead of a logarithm: see `_softened`.
         backend: `reference` never compiles.
 
     Attributes:
@@ -151,12 +151,12 @@ def _softened(support: Any, typical: Tensor) -> Transform | None:
     """Return a map to unconstrained space under which a positive site's posterior has no cliff.
 
     With a logarithm, a coefficient that the data bound only from above has a posterior that falls doubly
-    exponentially on that side: no step size suits both sides. s log(1 + exp(x)), with the site's typical
-    size s, is the exponential below s and linear above.
+    exponentially on that side: no step size suits both sides. s log(1 + exp(x)) is the exponential below s
+    and linear above, where coefficients that trade off against one another do so along straight lines.
 
     Args:
         support: of the site.
-        typical: s, of the site's shape.
+        typical: size of the site; s is a tenth of it.
 
     Returns:
         The map from the site, or `None` for a site that is not positive.
@@ -168,7 +168,7 @@ def _softened(support: Any, typical: Tensor) -> Transform | None:
     above_zero = isinstance(bound, int | float) and bound == 0 and not hasattr(support, "upper_bound")
     if not above_zero or not bool((torch.isfinite(typical) & (typical > 0)).all()):
         return None
-    soft: Transform = ComposeTransform([SoftplusTransform(), AffineTransform(0.0, typical.detach())])
+    soft: Transform = ComposeTransform([SoftplusTransform(), AffineTransform(0.0, 0.1 * typical.detach())])
     return (IndependentTransform(soft, dims) if dims else soft).inv
 
 

@@ -132,7 +132,8 @@ def _grow(
                 densities[length].compile()  # the whole record is also what is sampled from
         density = densities[length]
         iterations = max_iterations if density.native is None else COMPILED_ITERATIONS
-        point = _ascend(density.value_and_gradient, density.unconstrain(values), iterations)
+        begin = density.unconstrain({**density.constrain(density.initial), **values})
+        point = _ascend(density.value_and_gradient, begin, iterations)
         found = float(density(point).detach()) / max(1, part.num_observed)
         if found < quality - MAX_LOSS and length > reached + 1 and retries > 0:
             growth, retries = 1 + 0.5 * (length / reached - 1), retries - 1
