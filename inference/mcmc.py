@@ -13,6 +13,7 @@ inference/forecast.py OUT.
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ def main(config: Config) -> None:
 
         def on_draw(progress: MCMCProgress) -> None:
             before, counts[progress.chain] = counts[progress.chain], progress.count
-            bar.update(progress.count - before)
+            bar.update(max(0, progress.count - before))  # a refinement counts from the start again
             divergences[progress.chain] = progress.divergences
             if progress.count // 50 > before // 50:
                 bar.set_postfix(
@@ -86,7 +87,9 @@ def main(config: Config) -> None:
                 )
                 folder.log("draws", chain=progress.chain, count=progress.count, **progress.stats._asdict())
 
+        began = time.monotonic()
         result = fit_mcmc(model, train, config.mcmc, checkpoint=folder.checkpoint, on_draw=on_draw)
+        seconds = time.monotonic() - began
 
     attrs = {
         "model": config.model,
@@ -97,10 +100,10 @@ def main(config: Config) -> None:
     posterior = from_mcmc(result, attrs=attrs, seed=config.mcmc.seed)
     write_result(posterior, folder.result)
     verdict = convergence(posterior)
-    folder.log("finished", converged=verdict.converged, verdict=verdict.verdict)
+    folder.log("finished", converged=verdict.converged, verdict=verdict.verdict, seconds=round(seconds, 1))
     print(summary(posterior).to_string(na_rep=""))
     print(verdict.verdict)
-    print(f"posterior: {folder.result} ({result.engine}, {result.seconds.max():.0f} s)")
+    print(f"posterior: {folder.result} ({result.engine}, {seconds:.0f} s)")
 
 
 if __name__ == "__main__":

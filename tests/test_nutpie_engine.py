@@ -376,6 +376,19 @@ def test_a_run_resumes_with_its_own_engine_and_options(tmp_path: Path) -> None:
         fit_mcmc(MassSpring(other), other, SMALL, checkpoint=tmp_path)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_draws_in_other_coordinates_are_drawn_again(tmp_path: Path) -> None:
+    first = fit_mcmc(gaussian, anything(), GAUSSIAN_OPTIONS, checkpoint=tmp_path)
+    start = torch.load(tmp_path / "start.pt", weights_only=True)
+    start["centre"] += 0.1
+    torch.save(start, tmp_path / "start.pt")
+    second = fit_mcmc(gaussian, anything(), GAUSSIAN_OPTIONS, checkpoint=tmp_path)
+    density = MultivariateNormal(MEAN, scale_tril=FACTOR)
+    for result in (first, second):
+        offset = result.stats["lp"] - density.log_prob(result.draws["x"])
+        assert torch.allclose(offset, offset[0, 0], atol=1e-9)
+
+
 # Choosing, versions, verdict, ArviZ
 
 

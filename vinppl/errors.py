@@ -7,7 +7,14 @@ and carry where they happened.
 
 from __future__ import annotations
 
-__all__ = ["ConvergenceWarning", "DataError", "NonFiniteError", "NumericalWarning", "PerformanceWarning", "SolveError"]
+__all__ = [
+    "ConvergenceWarning",
+    "DataError",
+    "NonFiniteError",
+    "NumericalWarning",
+    "PerformanceWarning",
+    "SolveError",
+]
 
 
 class DataError(ValueError):

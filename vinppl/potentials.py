@@ -292,7 +292,7 @@ class NeuralPotential(AbstractPotential):
         def network_gradient(q: Tensor) -> Tensor:
             return manifold.pull_back(q, slope_scale * network.gradient(scale * manifold.features(q)))
 
-        force = NetworkGradient(
+        force: Any = NetworkGradient(
             network_gradient,
             network.weights,
             network.biases,

@@ -135,8 +135,7 @@ def _drives(accelerations: list[Tensor] | None) -> Iterator[Drives]:
             yield None
     per_node = [a.unbind(-2) for a in accelerations]
     yield tuple(values[0] for values in per_node)
-    for values in zip(*per_node, strict=True):
-        yield values
+    yield from zip(*per_node, strict=True)
 
 
 def _raise_unsolved(

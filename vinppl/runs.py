@@ -105,7 +105,7 @@ class RunFolder:
             file.write(line + "\n")
 
     def _clear(self) -> None:
-        for pattern in ("*.nc", "*.png", "*.csv", "log.jsonl", "checkpoint/*.pt"):
+        for pattern in ("*.nc", "*.png", "*.csv", "log.jsonl", "checkpoint/**/*.pt"):
             for file in self.path.glob(pattern):
                 file.unlink()
 

@@ -2,7 +2,7 @@
 
     python tests/bench/real_pendulum.py --data ../shared/data/schmidt_lipson/real_pend_h_1.txt
 
-Runs inference/svi.py and inference/forecast.py for every row and writes notebooks/results/real_pendulum.csv;
+Runs inference/svi.py or mcmc.py and forecast.py for every row and writes notebooks/results/real_pendulum.csv;
 with --agreement also inference/mcmc.py against svi.py on the first 100 samples (real_pendulum_agreement.csv).
 The energy is that of the HNN paper's protocol, H = 2.4 (1 - cos q) + p^2, of the mean forecast against the
 measured one.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vinppl.diagnostics import convergence
 from vinppl.export import get_group, read_result
 from vinppl.scores import forecast_arrays, forecast_scores
 
@@ -34,16 +36,29 @@ COLUMNS = [
 DAMPED = ["drag=[0.03,1.5]", "angle_offset=0.1"]
 ROWS = {
     "damped pendulum, AR(1) noise, velocity gain": (
+        "svi.py",
         "Pendulum",
         [*DAMPED, "noise=ar1", "velocity_gain=0.1", "max_step_size=0.09"],
         ["--num-steps=400"],
     ),
-    "damped pendulum, AR(1) noise": ("Pendulum", [*DAMPED, "noise=ar1"], ["--num-steps=400"]),
-    "damped pendulum, independent noise": ("Pendulum", [*DAMPED, "noise=gaussian"], ["--num-steps=400"]),
+    "damped pendulum, AR(1) noise": ("svi.py", "Pendulum", [*DAMPED, "noise=ar1"], ["--num-steps=400"]),
+    "damped pendulum, independent noise": (
+        "svi.py",
+        "Pendulum",
+        [*DAMPED, "noise=gaussian"],
+        ["--num-steps=400"],
+    ),
     "VIN-VV, neural potential, learned damping": (
+        "svi.py",
         "NoisyStates",
         ["damping=[0.03,1.5]", "velocity_gain=0.1", "noise=ar1"],
         ["--window=80", "--num-steps=400"],
+    ),
+    "damped pendulum, AR(1) noise, velocity gain, NUTS": (
+        "mcmc.py",
+        "Pendulum",
+        [*DAMPED, "noise=ar1", "velocity_gain=0.1", "max_step_size=0.09"],
+        [],
     ),
 }
 
@@ -62,10 +77,10 @@ def main() -> None:
     options = parser.parse_args()
     chosen = range(len(ROWS)) if options.only is None else options.only
     table = []
-    for index, (title, (model, settings, flags)) in enumerate(ROWS.items()):
+    for index, (title, (name, model, settings, flags)) in enumerate(ROWS.items()):
         out = options.out / f"row_{index}"
         if index in chosen:
-            script("svi.py", options.data, out, model, settings, ["--train-fraction=0.8", *flags])
+            script(name, options.data, out, model, settings, ["--train-fraction=0.8", *flags])
             run(["forecast.py", str(out)])
         if (out / "forecast.nc").exists():
             table.append({"model": title, **scores(out)})
@@ -112,8 +127,18 @@ def scores(out: Path) -> dict[str, float]:
         "coverage_90_omega": channels.loc["omega", "coverage_90"],
         "width_90": whole["width_90"],
         "crps": whole["crps"],
+        "max_rhat": max_rhat(out / "result.nc"),
         "train_seconds": [line["seconds"] for line in finished if line["event"] == "finished"][-1],
     }
+
+
+def max_rhat(path: Path) -> float:
+    """Return the largest R-hat of a run by NUTS, NaN of one by SVI."""
+    result = read_result(path)
+    try:
+        return convergence(result).max_rhat
+    except KeyError:  # no statistics of a sampler
+        return math.nan
 
 
 def energy(state: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 import multiprocessing
 import os
 import queue
@@ -102,10 +103,15 @@ class ChainJob(abc.ABC):
         if self._path is None:
             return
         origin = {"kind": self.kind, "options": asdict(self.options), "data": self.fingerprint}
-        save_checkpoint(self._path, origin | dict(state))
+        save_checkpoint(self._path, origin | {"coordinates": self._coordinates()} | dict(state))
+
+    def _coordinates(self) -> str:
+        """Return a fingerprint of the coordinates, outside of which draws mean nothing."""
+        numbers = torch.cat([self.centre, self.factor.flatten()]).detach().cpu().numpy()
+        return hashlib.sha256(numbers.tobytes()).hexdigest()
 
     def saved(self) -> dict[str, Any] | None:
-        """Return the saved chain, `None` if there is none.
+        """Return the saved chain, `None` if there is none, or one in other coordinates.
 
         Raises:
             ValueError: if it began with other options or data.
@@ -115,6 +121,8 @@ class ChainJob(abc.ABC):
         if state is not None:
             options = {k: v for k, v in asdict(self.options).items() if k not in FREE}
             check_same(state, self.kind, options, self.fingerprint)
+            if state.get("coordinates") != self._coordinates():
+                return None
         return state
 
     def finished(self, points: Tensor, stats: Tensor, seconds: float, sampling_seconds: float) -> Message:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
-from vinppl.diagnostics import MAX_RHAT, Convergence, convergence
+from vinppl.diagnostics import MAX_RHAT, convergence
 from vinppl.draws import Draws, prototype, seeded, without_singletons
 from vinppl.errors import ConvergenceWarning
 from vinppl.fit import nutpie_engine
@@ -158,17 +158,17 @@ def fit_mcmc(
     compiled = density.compile()
     if options.engine == "auto":
         options = replace(options, engine="nutpie" if compiled and nutpie_engine.is_installed() else "pyro")
-    for refinement in range(1 + (options.max_refinements if options.engine == "nutpie" else 0)):
-        if refinement:
-            centre, factor = _geometry(points, result.stats["lp"], centre, factor)
-            folder = None if folder is None else folder / "refined"
-            options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
+    refinements = options.max_refinements if options.engine == "nutpie" else 0
+    for remaining in range(refinements, -1, -1):
         points, result = _sample(model, data, options, folder, density, centre, factor, on_draw)
-        found = _judge(result, options)
-        if found is None or (found.max_rhat <= MAX_RHAT and not found.divergences):
+        problem = _problem(result, options)
+        if not problem or not remaining:
             break
-    else:
-        warnings.warn(found.verdict, ConvergenceWarning, stacklevel=2)
+        centre, factor = _geometry(points, result.stats["lp"], centre, factor)
+        folder = None if folder is None else folder / "refined"
+        options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
+    if problem:
+        warnings.warn(problem, ConvergenceWarning, stacklevel=2)
     return result
 
 
@@ -255,12 +255,12 @@ def _statistics(chains: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return stats
 
 
-def _judge(result: MCMCResult, options: MCMCOptions) -> Convergence | None:
-    """Return the diagnostics of a run; `None` if it is too short to be judged."""
+def _problem(result: MCMCResult, options: MCMCOptions) -> str:
+    """Return the verdict if chains disagree or a draw diverged; "" if not, or of a run too short to judge."""
     import xarray as xr  # slow to import
 
     if options.num_draws < MIN_JUDGED:
-        return None
+        return ""
     groups = {
         group: xr.Dataset(
             {
@@ -273,7 +273,8 @@ def _judge(result: MCMCResult, options: MCMCOptions) -> Convergence | None:
         )
         for group, values in (("posterior", result.draws), ("sample_stats", result.stats))
     }
-    return convergence(xr.DataTree.from_dict(groups), max_tree_depth=options.max_tree_depth)
+    found = convergence(xr.DataTree.from_dict(groups), max_tree_depth=options.max_tree_depth)
+    return found.verdict if found.max_rhat > MAX_RHAT or found.divergences else ""
 
 
 def _whitening(

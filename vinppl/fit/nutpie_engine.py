@@ -199,17 +199,20 @@ class NutpieJob(ChainJob):
 
         A normal falls by half the number of dimensions from its centre to a typical point. A narrow,
         curved posterior falls off much further along a straight line, into the reach of other modes.
+        nutpie scales its first steps by the gradient and takes no zeros in it, as on an axis of symmetry.
         """
         start = _float64(self.start())
         top, _ = density(0.0 * start)
         density.raise_error()
         typical = start.size + 2 * math.sqrt(2 * start.size)  # of twice the fall
-        for nearness in (*(0.7**k for k in range(12)), 0.0):
-            value, gradient = density(nearness * start)
+        for nearness, shift in itertools.product((*(0.7**k for k in range(12)), 0.0), (0.0, 1e-3)):
+            point = nearness * start + shift
+            value, gradient = density(point)
             density.raise_error()
-            if np.isfinite(gradient).all() and (value > top - 0.5 * typical or nearness == 0.0):
-                return nearness * start
-        raise ValueError("the density is not finite at the centre of the starting points")
+            near = value > top - 0.5 * typical or nearness == 0.0
+            if near and math.isfinite(value) and np.isfinite(gradient).all() and gradient.all():
+                return point
+        raise ValueError("the density is not finite, or constant, around the centre of the starting points")
 
     def _python_density(self, x: Array) -> tuple[float, Array]:
         """Return the log density and its gradient as Pyro's sampler does, NaN where steps are unsolvable."""

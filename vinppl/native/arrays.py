@@ -109,7 +109,7 @@ class Memory:
         self._used: dict[Hashable, tuple[int, int]] = {}
 
     def take(self, owner: Hashable, size: int) -> int:
-        """Return the offset of `size` elements, a multiple of 8, that belong to `owner` until it is released."""
+        """Return the offset, a multiple of 8, of `size` elements that are the owner's until released."""
         size = -(-max(1, size) // 8) * 8
         offset = 0
         for start, length in sorted(self._used.values()):

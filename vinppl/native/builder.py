@@ -18,6 +18,9 @@ __all__ = ["INDEX", "POINTER", "FunctionBuilder", "Precision", "new_module"]
 
 INDEX = ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
+LANE = ir.IntType(32)  # the number of a lane
+BIT = ir.IntType(1)
+CACHE_LINE = 64  # bytes; also those of the longest vector register
 FLAGS = ("contract",)  # lets a product and a sum become one fused operation; keeps NaN and infinity
 
 
@@ -81,17 +84,20 @@ class FunctionBuilder:
     @property
     def type(self) -> ir.Type:
         """Type of a floating value."""
-        return self.precision.type if self.lanes == 1 else ir.VectorType(self.precision.type, self.lanes)
+        return self._of_lanes(self.precision.type)
 
     @property
     def integer_type(self) -> ir.Type:
         """Integers as wide as, and as many as, the floating values."""
-        return self.precision.integer if self.lanes == 1 else ir.VectorType(self.precision.integer, self.lanes)
+        return self._of_lanes(self.precision.integer)
 
     @property
     def mask_type(self) -> ir.Type:
         """Truth values, one for each lane."""
-        return ir.IntType(1) if self.lanes == 1 else ir.VectorType(ir.IntType(1), self.lanes)
+        return self._of_lanes(BIT)
+
+    def _of_lanes(self, kind: ir.Type) -> ir.Type:
+        return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
 
     def finish(self, value: Any = None) -> ir.Function:
         """Return from the function and close it."""
@@ -106,7 +112,11 @@ class FunctionBuilder:
 
     def const(self, value: float) -> ir.Constant:
         """Return a number in all lanes."""
-        return self._splat_constant(ir.Constant(self.precision.type, self.precision.round(value)), self.type)
+        return self._splat_constant(self.one(value), self.type)
+
+    def one(self, value: float) -> ir.Constant:
+        """Return a number in one lane, whatever the lanes."""
+        return ir.Constant(self.precision.type, self.precision.round(value))
 
     def int_const(self, value: int) -> ir.Constant:
         """Return an integer in all lanes."""
@@ -114,7 +124,7 @@ class FunctionBuilder:
 
     def mask_const(self, value: bool) -> ir.Constant:
         """Return a truth value in all lanes."""
-        return self._splat_constant(ir.Constant(ir.IntType(1), int(value)), self.mask_type)
+        return self._splat_constant(ir.Constant(BIT, int(value)), self.mask_type)
 
     def _splat_constant(self, scalar: ir.Constant, kind: ir.Type) -> ir.Constant:
         return scalar if self.lanes == 1 else ir.Constant(kind, [scalar] * self.lanes)
@@ -123,9 +133,9 @@ class FunctionBuilder:
         """Return a scalar in all lanes."""
         if self.lanes == 1:
             return scalar
-        one = self.ir.insert_element(ir.Constant(self.type, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.ir.shuffle_vector(one, ir.Constant(self.type, ir.Undefined), zeros)
+        empty = ir.Constant(self.type, ir.Undefined)
+        first = self.ir.insert_element(empty, scalar, ir.Constant(LANE, 0))
+        return self.ir.shuffle_vector(first, empty, ir.Constant(self._of_lanes(LANE), [0] * self.lanes))
 
     def add(self, a: Any, b: Any) -> Any:
         """a + b"""
@@ -167,12 +177,22 @@ class FunctionBuilder:
     def intrinsic(self, name: str, *arguments: Any) -> Any:
         """Call LLVM's own function of that name (`sqrt`, `fabs`, `rint`, `floor`, `fma`, ...)."""
         suffix = self.precision.suffix if self.lanes == 1 else f"v{self.lanes}{self.precision.suffix}"
-        return self.ir.call(self.declare(f"llvm.{name}.{suffix}", self.type, *(a.type for a in arguments)), arguments)
+        function = self.declare(f"llvm.{name}.{suffix}", self.type, *(a.type for a in arguments))
+        return self.ir.call(function, arguments)
+
+    def sum_lanes(self, x: Any) -> Any:
+        """Return the sum over the lanes of a value, one number, in any order."""
+        if self.lanes == 1:
+            return x
+        kind = self.precision.type
+        name = f"llvm.vector.reduce.fadd.v{self.lanes}{self.precision.suffix}"
+        reduce = self.declare(name, kind, kind, x.type)
+        return self.ir.call(reduce, [ir.Constant(kind, -0.0), x], fastmath=("reassoc",))
 
     def declare(self, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
         """Return a function of the module, declared if it is not there."""
         known = self.module.globals.get(name)
-        return known if known is not None else ir.Function(self.module, ir.FunctionType(result, arguments), name)
+        return ir.Function(self.module, ir.FunctionType(result, arguments), name) if known is None else known
 
     def call_libm(self, name: str, *arguments: Any) -> Any:
         """Call the C library's function lane by lane, in double precision."""
@@ -189,42 +209,85 @@ class FunctionBuilder:
             return one(arguments)
         result: Any = ir.Constant(self.type, ir.Undefined)
         for lane in range(self.lanes):
-            at = ir.Constant(ir.IntType(32), lane)
-            result = self.ir.insert_element(result, one([self.ir.extract_element(a, at) for a in arguments]), at)
+            at = ir.Constant(LANE, lane)
+            value = one([self.ir.extract_element(a, at) for a in arguments])
+            result = self.ir.insert_element(result, value, at)
         return result
 
     # Memory
 
-    def index(self, value: int) -> ir.Constant:
-        """Return an index."""
-        return ir.Constant(INDEX, value)
+    def index(self, value: Any) -> Any:
+        """Return an index, of a whole number."""
+        return ir.Constant(INDEX, value) if isinstance(value, int) else value
+
+    def flat(self, row: Any, width: Any, column: Any = 0) -> Any:
+        """Return row * width + column, where each is an index or a whole number."""
+        if isinstance(row, int) and isinstance(width, int):
+            return self.plus(column, row * width)
+        one = isinstance(width, int) and width == 1
+        return self.plus(row if one else self.ir.mul(self.index(row), self.index(width)), column)
+
+    def plus(self, index: Any, other: Any) -> Any:
+        """Return index + other, where each is an index or a whole number."""
+        if isinstance(index, int) and isinstance(other, int):
+            return self.index(index + other)
+        nothing = isinstance(other, int) and other == 0
+        return index if nothing else self.ir.add(self.index(index), self.index(other))
 
     def offset(self, pointer: Any, elements: Any) -> Any:
         """Return the pointer moved by a number of floating elements (not lanes)."""
-        typed = self.ir.bitcast(pointer, self.precision.type.as_pointer())
-        return self.ir.bitcast(self.ir.gep(typed, [elements]), POINTER)
+        return self.ir.bitcast(self._address(pointer, elements, self.precision.type), POINTER)
 
     def load(self, pointer: Any, element: Any) -> Any:
         """Return the lanes that begin at a floating element."""
         return self.ir.load(self._address(pointer, element, self.type), align=self.precision.bytes)
 
+    def load_one(self, pointer: Any, element: Any) -> Any:
+        """Return one number, whatever the lanes."""
+        return self.ir.load(self._address(pointer, element, self.precision.type), align=self.precision.bytes)
+
     def load_shared(self, pointer: Any, element: Any) -> Any:
         """Return one number in all lanes."""
-        address = self._address(pointer, element, self.precision.type)
-        return self.splat(self.ir.load(address, align=self.precision.bytes))
+        return self.splat(self.load_one(pointer, element))
 
     def store(self, value: Any, pointer: Any, element: Any) -> None:
-        """Store the lanes from a floating element on."""
-        self.ir.store(value, self._address(pointer, element, self.type), align=self.precision.bytes)
+        """Store a value from a floating element on: all lanes, or one number."""
+        self.ir.store(value, self._address(pointer, element, value.type), align=self.precision.bytes)
+
+    def add_one(self, value: Any, pointer: Any, element: Any) -> None:
+        """Add to one number of an array."""
+        self.store(self.add(self.load_one(pointer, element), value), pointer, element)
 
     def load_int(self, pointer: Any, element: Any) -> Any:
         """Return one 64-bit integer of an array."""
-        typed = self.ir.bitcast(pointer, INDEX.as_pointer())
-        return self.ir.load(self.ir.gep(typed, [element]), align=8)
+        return self.ir.load(self.ir.gep(self.ir.bitcast(pointer, INDEX.as_pointer()), [element]), align=8)
+
+    def load_pointer(self, pointer: Any, element: int) -> Any:
+        """Return one pointer of an array."""
+        pointers = self.ir.bitcast(pointer, POINTER.as_pointer())
+        return self.ir.load(self.ir.gep(pointers, [self.index(element)]))
 
     def _address(self, pointer: Any, element: Any, kind: ir.Type) -> Any:
         typed = self.ir.bitcast(pointer, self.precision.type.as_pointer())
         return self.ir.bitcast(self.ir.gep(typed, [element]), kind.as_pointer())
+
+    def scratch(self, size: int) -> Any:
+        """Return memory for some numbers that lasts until the function returns."""
+        memory = self._entry.alloca(self.precision.type, size=size)
+        memory.align = CACHE_LINE
+        return self.ir.bitcast(memory, POINTER)
+
+    def allocate(self, size: Any) -> tuple[Any, Any]:
+        """Return memory for some numbers, to be freed, and the address in it from which to use it."""
+        malloc = self.declare("malloc", POINTER, INDEX)
+        memory = self.ir.call(malloc, [self.flat(size, self.precision.bytes, CACHE_LINE)])
+        address = self.ir.ptrtoint(memory, INDEX)
+        gap = self.ir.and_(self.ir.neg(address), self.index(CACHE_LINE - 1))
+        return memory, self.ir.gep(memory, [gap])
+
+    def free(self, memory: Any) -> None:
+        """Free allocated memory."""
+        self.ir.call(self.declare("free", ir.VoidType(), POINTER), [memory])
 
     def variable(self, init: Any) -> ir.AllocaInstr:
         """Return a place for a value that changes, filled with `init`."""
@@ -239,6 +302,10 @@ class FunctionBuilder:
     def set(self, place: Any, value: Any) -> None:
         """Write a variable."""
         self.ir.store(value, place)
+
+    def grow(self, place: Any, term: Any) -> None:
+        """Add to a variable, where the order of the sum is free."""
+        self.set(place, self.accumulate(self.get(place), term))
 
     # Control
 

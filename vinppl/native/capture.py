@@ -41,7 +41,7 @@ class Capture:
     Attributes:
         tensors: every tensor found, once, in a fixed order.
         known: those of whole numbers (indices, as a rule), whose values are part of the key.
-        structure: the part of the key without numbers, texts and identities.
+        structure: the part of the key without numbers and identities.
         constants: those, in the order in which they were found.
         kept: objects whose identity is among them; they must stay alive while the key is used.
     """
@@ -68,9 +68,11 @@ class Capture:
         """Return the structure of `x`, and note its tensors and constants."""
         if isinstance(x, Tensor):
             return self._tensor(x)
-        if _is_plain(x):
+        if isinstance(x, int | float | complex) and not isinstance(x, bool):
             self.constants.append((type(x), x.hex() if isinstance(x, float) else x))
             return None
+        if x is None or isinstance(x, bool | str | bytes | torch.dtype | torch.device):
+            return (type(x), x)
         if isinstance(x, np.ndarray | np.generic) and not x.dtype.hasobject:
             self.constants.append((x.dtype.str, x.shape, x.tobytes()))
             return None
@@ -91,7 +93,8 @@ class Capture:
             return ("partial", self._walk(x.func), self._walk(x.args), self._walk(x.keywords))
         if isinstance(x, types.BuiltinMethodType) and isinstance(x.__self__, Tensor):
             return ("method", x.__name__, self._walk(x.__self__))
-        if _is_written_in_python(type(x)):
+        kind: Any = type(x)
+        if _is_written_in_python(kind):
             return (type(x), *(self._walk(part) for part in _state(x)))
         self.kept.append(x)
         self.constants.append(id(x))
@@ -108,23 +111,13 @@ class Capture:
         return ("tensor", self._places[id(x)], tuple(x.shape), x.dtype)
 
     def _function(self, f: types.FunctionType) -> Hashable:
-        cells = [_content(cell) for cell in f.__closure__ or ()]
-        inside = [self._walk(v) for v in (*cells, f.__defaults__, f.__kwdefaults__)]
-        outside = () if _is_library(f.__module__) else self._globals(f)
-        return ("function", f.__code__, *inside, *outside)
-
-    def _globals(self, f: types.FunctionType) -> tuple[Hashable, ...]:
-        """Return the structures of what a function reads from its module and, by attribute, from others."""
-        read, attributes = _names(f.__code__)
-        found = [f.__globals__[n] for n in read if n in f.__globals__]
-        for x in found.copy():
-            if isinstance(x, types.ModuleType) and not _is_library(x.__name__):
-                found += [vars(x)[n] for n in attributes if n in vars(x)]
-        return tuple(self._walk(x) for x in found if not isinstance(x, types.ModuleType))
-
-
-def _is_plain(x: Any) -> bool:
-    return x is None or isinstance(x, bool | int | float | complex | str | bytes | torch.dtype | torch.device)
+        held = [*(_content(cell) for cell in f.__closure__ or ()), f.__defaults__, f.__kwdefaults__]
+        if not _is_library(f.__module__):
+            read, attributes = _names(f.__code__)
+            held += [f.__globals__[n] for n in read if n in f.__globals__]
+            modules = [x for x in held if isinstance(x, types.ModuleType) and not _is_library(x.__name__)]
+            held += [vars(m)[n] for m in modules for n in attributes if n in vars(m)]
+        return ("function", f.__code__, *map(self._walk, held))
 
 
 def _is_whole(x: Tensor) -> bool:

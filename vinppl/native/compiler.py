@@ -21,10 +21,14 @@ from llvmlite import ir
 
 __all__ = ["Library", "cache_folder", "compile_module", "vector_width"]
 
-# What may be used of an x86 processor, if it says it has it. (Virtual machines also report what is not there.)
 X86_FEATURES = (
-    "sse4.2 popcnt avx avx2 fma bmi bmi2 f16c lzcnt avx512f avx512dq avx512vl avx512bw avx512cd"
-).split()
+    *("sse4.2", "popcnt", "avx", "avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt"),
+    *("avx512f", "avx512dq", "avx512vl", "avx512bw", "avx512cd"),
+)
+"""What may be used of an x86 processor that says it has it; virtual machines report more than is there."""
+
+MAX_OPTIMISED = 2_000_000
+"""Length of the text of a module whose registers are assigned with care: the time goes with its square."""
 
 _lock = threading.Lock()
 
@@ -52,18 +56,18 @@ class Library:
 def cache_folder() -> Path | None:
     """Return where machine code is kept: `$VINPPL_CACHE_DIR`, else the user's cache folder.
 
-    `None` where `$VINPPL_CACHE_DIR` is empty: nothing is kept then.
+    `None` where `$VINPPL_CACHE_DIR` is empty, and for a user without a home: nothing is kept then.
     """
     named = os.environ.get("VINPPL_CACHE_DIR")
     if named is not None:
         return Path(named) if named else None
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "vinppl"
+    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    below = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    base = os.environ.get(variable)
+    try:
+        return (Path(base) if base else Path.home() / below) / "vinppl"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def vector_width(bytes_per_number: int) -> int:
@@ -82,7 +86,7 @@ def compile_module(module: ir.Module) -> Library:
     """
     text = str(module)
     with _lock:
-        machine = _machine()
+        machine = _machine(len(text))
         name = hashlib.sha256("\0".join((text, *_target(), llvmlite.__version__)).encode()).hexdigest()
         code = _read(name)
         if code is None:
@@ -98,7 +102,8 @@ def _compile(text: str, machine: Any) -> bytes:
     module = llvm.parse_assembly(text)
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    # Level 3 takes up to three times as long, and its code is no faster.
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     code: bytes = machine.emit_object(module)
@@ -116,10 +121,14 @@ def _target() -> tuple[str, str]:
     return "x86-64", ",".join(f"+{name}" for name in X86_FEATURES if has.get(name))
 
 
-def _machine() -> Any:
+def _machine(size: int) -> Any:
+    """Return what writes machine code for a module with a text of that size."""
     cpu, features = _target()
+    opt = 3 if size <= MAX_OPTIMISED else 0
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault")
+    return target.create_target_machine(
+        cpu=cpu, features=features, opt=opt, reloc="pic", codemodel="jitdefault"
+    )
 
 
 def _read(name: str) -> bytes | None:

@@ -76,7 +76,7 @@ def emit_density(module: DensityModule, name: str, lanes: int) -> int:
 def _copy_input(w: Writer, node: Node) -> None:
     buffer = w.allocate(node)
     with w.loops(shape_of(node)) as (body, index):
-        at = w.b.ir.mul(body.index(index[0]), w.b.index(w.lanes))
+        at = w.b.flat(body.index(index[0]), w.lanes)
         body.store(w.b.load(w.x, at), buffer, index)
 
 
@@ -97,7 +97,7 @@ def _copy_results(w: Writer, value: Node, gradient: Node) -> None:
     with w.loops(()) as (body, _):
         w.b.store(body.read(value, ()), w.value, w.b.index(0))
     with w.loops(shape_of(gradient)) as (body, index):
-        at = w.b.ir.mul(body.index(index[0]), w.b.index(w.lanes))
+        at = w.b.flat(body.index(index[0]), w.lanes)
         w.b.store(body.read(gradient, index), w.gradient, at)
 
 
@@ -159,12 +159,14 @@ class _Plan:
 
     def _last_reads(self) -> dict[Node, list[Node]]:
         """Return, for an operation, the written ones whose last reader it is, through those not written."""
-        position = {node: i for i, node in enumerate(self.order)}
+        position, end = {node: i for i, node in enumerate(self.order)}, len(self.order)
         last: dict[Node, int] = {}
         table: dict[Node, list[Node]] = {}
         for node in reversed(self.order):
-            reads = [last[user] if user in last and user not in self.written else position.get(user, END) for user in node.users]
+            reads = (
+                end if u.op == "output" else position[u] if u in self.written else last[u] for u in node.users
+            )
             last[node] = max(reads, default=position[node])
-            if node in self.written and last[node] < END:
+            if node in self.written and last[node] < end:
                 table.setdefault(self.order[last[node]], []).append(node)
         return table

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -170,7 +171,7 @@ class _Picked:
         self._first, self._count = min(self._tables), len(self._tables)
         if max(self._tables) - self._first + 1 != self._count:
             raise Unsupported("indexing by separated dimensions")
-        self._inner = torch.broadcast_shapes(*(t.shape for t in self._tables.values()))
+        self._inner = np.broadcast_shapes(*(t.shape for t in self._tables.values()))
 
     def domain(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of what is picked from a tensor."""

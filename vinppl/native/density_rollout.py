@@ -148,7 +148,9 @@ class _Rollout:
             self._rows(name, node, [self.dim], lambda index, n: (n, *index))
             for name, node in (("q0", self.q0), ("v0", self.v0))
         )
-        parameters = self._rows("p", self.parameters, slot_shape, lambda index, n: (*index, n)) if slots else 0
+        parameters = (
+            self._rows("p", self.parameters, slot_shape, lambda index, n: (*index, n)) if slots else 0
+        )
         offset = w.module.constants.table(f"samples {self.number}", torch.from_numpy(self.plan.samples))
         return {
             **self._pointers({"q0": q0, "v0": v0, "parameters": parameters}),
@@ -177,3 +179,103 @@ class _Rollout:
             for n in range(self.count, self.row):
                 outer.store(outer.read(node, source(index, self.count - 1)), buffer, (start + n,))
         return offset
+
+    def _steps(self) -> Any:
+        if self.h_shared:
+            return self.w.constant_pointer(self.h)
+        own = len(shape_of(self.h)) > 1
+        offset = self._rows("h", self.h, [self.steps], lambda index, n: (n, *index) if own else index)
+        return self.w.pointer(offset)
+
+    def _drive(self) -> Any:
+        if self.program.num_nodes == 0:
+            return self.w.workspace
+        if self.drive_shared:
+            return self.w.constant_pointer(self.drive)
+        shape = shape_of(self.drive)
+        own = len(shape) > 3
+        offset = self._rows("drive", self.drive, shape[-3:], lambda index, n: (n, *index) if own else index)
+        return self.w.pointer(offset)
+
+    def _weights(self) -> Any:
+        """Return the address of the network's weights: constants, or one chain's own."""
+        if self.program.network is None:
+            return self.w.workspace
+        if self.weights.op == "get_attr":
+            return self.w.constant_pointer(self.weights)
+        buffer = self.w.buffer(self.weights)
+        assert buffer is not None
+        assert buffer.strides == (1,)
+        return self.w.pointer(buffer.offset)
+
+    def _seed(self, seed: Node) -> int:
+        """Write the gradient with respect to the path; trajectories that fill up the lanes have none."""
+        w, shape = self.w, (self.plan.num_times, 2 * self.dim)
+        offset = self._borrow("seed", math.prod(shape) * self.row)
+        with w.loops(shape) as (outer, (t, k)):
+            buffer, start = Buffer(offset, (1,)), dot((t, k), (shape[1] * self.row, self.row))
+            with w.loops([self.count]) as (body, (n,)):
+                body.store(body.read(seed, (n, t, k)), buffer, (start + n,))
+            for n in range(self.count, self.row):
+                outer.store(w.b.const(0.0), buffer, (start + n,))
+        return offset
+
+    # Calls and results
+
+    def _call(self, kind: str, given: Pointers, **flags: bool) -> None:
+        """Write a call, and give back what was borrowed for it."""
+        w, program = self.w, self.program
+        emit = emit_forward if kind == "forward" else emit_adjoint
+        names = FORWARD_ARGUMENTS if kind == "forward" else ADJOINT_ARGUMENTS
+        layout = Layout(self.lanes, "float64", self.h_shared, self.drive_shared, keep=True, **flags)
+
+        def write(name: str) -> ir.Function:
+            return emit(w.module.llvm, program, layout, name, internal=True)
+
+        function = w.module.function((id(program), layout, kind), write)
+        size = w.b.index(self.row * w.lanes)
+        w.b.ir.call(function, [size, w.b.index(self.steps), *(given[name] for name in names)])
+        for owner in self._borrowed:
+            w.memory.release(owner)
+
+    def _place_parts(self, buffers: dict[int, Buffer]) -> None:
+        """Say where the parts of the result lie."""
+        for user in self.node.users:
+            part: Any = user.args[1]
+            if part in buffers:
+                self.w.place(user, buffers[part])
+
+    def _place_gradient(self, node: Node, offset: int, shape: Sequence[int], like: Sequence[int]) -> None:
+        """Place a gradient `(*shape, row)`: summed over trajectories where the input is shared."""
+        w = self.w
+        strides = tuple(s * self.row for s in row_major(shape))
+        if len(like) > len(shape):
+            w.place(node, Buffer(offset, (1, *strides)))
+            return
+        source, buffer = Buffer(offset, (*strides, 1)), w.allocate(node)
+        with w.loops(shape) as (outer, index):
+            total = w.b.variable(w.b.const(0.0))
+            with w.loops([self.count]) as (body, (n,)):
+                w.b.set(total, w.b.add(w.b.get(total), body.write(body.load(source, (*index, n)))))
+            outer.store(w.b.get(total), buffer, index)
+
+    def _place_weight_gradient(self, node: Node, positions: int, cotangents: int) -> None:
+        """Write the gradient of the network's weights, from arrays `[dim][samples]` of all evaluations."""
+        w, network = self.w, self.program.network
+        if network is None or len(network.hidden_sizes) > 1 or w.lanes > 1:
+            raise Unsupported("latent weights of a network with several hidden layers")
+
+        def write(name: str) -> ir.Function:
+            return emit_parameter_gradient(w.module.llvm, network, name)
+
+        function = w.module.function(network, write)
+        arrays = [w.pointer(positions), w.pointer(cotangents), self._weights()]
+        gradient = w.pointer(w.allocate(node).offset)
+        w.b.ir.call(function, [w.b.index(self.calls * self.row), *arrays, gradient])
+
+
+ROLLOUTS: dict[Any, Callable[[Writer, Node], None]] = {
+    torch.ops.vinppl.rollout.default: _forward,
+    torch.ops.vinppl.rollout_adjoint.default: _adjoint,
+}
+"""How the operators of `vinppl.native.rollout` are written."""

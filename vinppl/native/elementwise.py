@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from vinppl.native.errors import Unsupported
 from vinppl.native.expressions import Expression, Number
@@ -237,8 +238,23 @@ for _name in ("and", "or"):
     ELEMENTWISE[getattr(aten, f"bitwise_{_name}").Tensor] = _logical(_name)
 
 
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return torch.cat([x.unsqueeze(dim) for x in tensors], dim)
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    places = [*[None] * (dim % max(1, x.ndim)), index]
+    result: Tensor = aten.index_put(x, places, source if alpha == 1 else alpha * source, accumulate=True)
+    return result
+
+
 @functools.cache
-def decompositions() -> dict[Any, Any]:
-    """Return torch's decompositions of composed operations, except those that have a rule here."""
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return rules for composed operations, torch's mostly, except where there is one of their elements.
+
+    A rule returns `NotImplemented` for arguments that it is not for.
+    """
     table = torch._decomp.core_aten_decompositions()
-    return {key: rule for key, rule in table.items() if key not in ELEMENTWISE}
+    rules = {key: rule for key, rule in table.items() if key not in ELEMENTWISE}
+    # Those of torch load a computer algebra system.
+    return {**rules, aten.stack.default: _stack, aten.index_add.default: _index_add}

@@ -354,7 +354,8 @@ def emit(
             values[i] = external(kind, payload, [values[j] for j in graph.operands[i]])
         elif kind == "pow" and _is_half(Expression(graph, graph.operands[i][1]).value):
             base, exponent = graph.operands[i]
-            values[i] = half_power(builder, values[base], Expression(graph, exponent).value)
+            power: Any = Expression(graph, exponent).value
+            values[i] = half_power(builder, values[base], power)
         else:
             values[i] = OPERATIONS[kind](builder, *(values[j] for j in graph.operands[i]))
     return [values[o.index] for o in outputs]

@@ -83,7 +83,9 @@ def _evaluate(
         if kind == "input":
             values[i] = inputs[payload]
         elif kind in ("constant", "truth"):
-            values[i] = like.new_tensor(Expression(graph, i).value, dtype=torch.bool if kind == "truth" else None)
+            values[i] = like.new_tensor(
+                Expression(graph, i).value, dtype=torch.bool if kind == "truth" else None
+            )
         elif kind == "force":
             call, component = payload
             if call not in forces:
@@ -93,4 +95,3 @@ def _evaluate(
         else:
             values[i] = OPERATIONS.get(kind, getattr(torch, kind, None))(*operands)  # type: ignore[misc]
     return [values[o.index] for o in outputs]
-

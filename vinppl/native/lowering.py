@@ -116,7 +116,7 @@ class Scalariser(Elements):
         inputs: Sequence[Callable[[Index], Expression]],
         constants: Callable[[Tensor, Index], Expression],
         *,
-        limit: int = 20_000,
+        limit: int = 4_000,
     ) -> None:
         super().__init__(graph)
         self.module, self.limit = module, limit

@@ -195,7 +195,7 @@ class _Force:
             for first, count in _blocks(b, self.sizes[layer], max(1, SUMS // len(fields))):
                 sums = self.products(layer - 1, fields, layer, first, count, strides)
                 for r, (product, *rates) in enumerate(sums):
-                    unit = _place(b, first, 1, r)
+                    unit = b.plus(first, r)
                     self.open_unit(layer, unit, b.add(product, self.weight(2 * layer + 1, unit)), rates)
 
     def backward(self) -> None:
@@ -206,7 +206,7 @@ class _Force:
             for first, count in _blocks(b, self.sizes[layer], SUMS):
                 sums = self.products(layer + 1, [VALUE], layer + 1, first, count, strides)
                 for r, (adjoint,) in enumerate(sums):
-                    self.close_unit(layer, _place(b, first, 1, r), adjoint)
+                    self.close_unit(layer, b.plus(first, r), adjoint)
 
     def products(
         self, source: int, fields: Sequence[int], layer: int, first: Any, count: int, strides: tuple[int, int]
@@ -225,11 +225,11 @@ class _Force:
         sums = [[b.variable(b.const(0.0)) for _ in fields] for _ in range(count)]
         with b.loop(b.index(self.sizes[source])) as j:
             values = [b.load(self.scratch, self.field(source, j, field)) for field in fields]
-            start = b.ir.add(_place(b, first, strides[0]), _place(b, j, strides[1]))
+            start = b.flat(first, strides[0], b.flat(j, strides[1]))
             for r, totals in enumerate(sums):
-                weight = self.weight(2 * layer, _place(b, start, 1, r * strides[0]))
+                weight = self.weight(2 * layer, b.plus(start, r * strides[0]))
                 for total, value in zip(totals, values, strict=True):
-                    _grow(b, total, b.mul(weight, value))
+                    b.grow(total, b.mul(weight, value))
         return [[b.get(total) for total in totals] for totals in sums]
 
     # Units
@@ -237,7 +237,7 @@ class _Force:
     def first_layer(self, unit: Any) -> tuple[Any, list[Any], dict[int, Any]]:
         """Return z, its rates, and its second derivatives along the angles, of a unit."""
         b, shape = self.b, self.shape
-        row = [self.weight(0, _place(b, unit, shape.num_features, f)) for f in range(shape.num_features)]
+        row = [self.weight(0, b.flat(unit, shape.num_features, f)) for f in range(shape.num_features)]
         groups = [[f for f, owner in enumerate(shape.coordinates) if owner == k] for k in range(shape.dim)]
         parts = [_dot(b, row, self.features, group) for group in groups]
         rates = [_dot(b, row, self.feature_slopes, group) for group in groups]
@@ -276,27 +276,27 @@ class _Force:
         """Add what a unit of the first layer gives to the gradient, and its features' curvature."""
         b = self.b
         for total, rate in zip(self.gradient, rates, strict=True):
-            _grow(b, total, b.mul(slope, b.mul(adjoint, rate)))
+            b.grow(total, b.mul(slope, b.mul(adjoint, rate)))
         for k in self.tangents:
             if k in bends:
-                _grow(b, self.hessian[k, k], b.mul(slope, b.mul(adjoint, bends[k])))
+                b.grow(self.hessian[k, k], b.mul(slope, b.mul(adjoint, bends[k])))
 
     def add_hessian(self, adjoint: Any, curvature: Any, rates: Sequence[Any]) -> None:
         """Add what the curvature of a unit's activation gives to the Hessian."""
         b = self.b
         for (k, m), total in self.hessian.items():
-            _grow(b, total, b.mul(curvature, b.mul(b.mul(adjoint, rates[k]), rates[m])))
+            b.grow(total, b.mul(curvature, b.mul(b.mul(adjoint, rates[k]), rates[m])))
 
     # Memory
 
     def weight(self, array: int, place: Any) -> Any:
         """Load one number of an array of weights."""
-        return self.b.load_shared(self.weights, _place(self.b, place, 1, self.shape.offsets[array]))
+        return self.b.load_shared(self.weights, self.b.plus(place, self.shape.offsets[array]))
 
     def field(self, layer: int, unit: Any, field: int) -> Any:
         """Return where a field of a unit lies in the scratch memory."""
         count, lanes = _num_fields(self.shape), self.b.lanes
-        return _place(self.b, unit, count * lanes, (sum(self.sizes[:layer]) * count + field) * lanes)
+        return self.b.flat(unit, count * lanes, (sum(self.sizes[:layer]) * count + field) * lanes)
 
     def keep(self, layer: int, unit: Any, values: dict[int, Any]) -> None:
         """Store fields of a unit."""
@@ -321,12 +321,10 @@ def emit_parameter_gradient(module: ir.Module, shape: NetworkShape, name: str) -
     num_samples, q, lam, weights, out = b.arguments
     group = shape.num_features * b.lanes
     chunk = max(1, CHUNK_BYTES // (2 * group * precision.bytes)) * b.lanes
-    memory = b.ir.alloca(precision.type, size=2 * shape.num_features * chunk)
-    memory.align = 64
-    x = b.ir.bitcast(memory, POINTER)
+    x = b.scratch(2 * shape.num_features * chunk)
     u = b.offset(x, b.index(shape.num_features * chunk))
     with b.loop(b.index(shape.num_weights)) as i:
-        _store_one(b, ir.Constant(precision.type, 0.0), out, i)
+        b.store(b.one(0.0), out, i)
     with b.loop(num_samples, step=chunk) as start:
         left = b.ir.sub(num_samples, start)
         count = b.ir.select(b.ir.icmp_signed("<", left, b.index(chunk)), left, b.index(chunk))
@@ -343,22 +341,22 @@ def _read_chunk(
     """Copy some columns of an array `[dim][size]` to one of `[dim][chunk]`, and fill the lanes with zeros."""
     last = b.ir.sub(count, b.ir.srem(b.ir.sub(count, b.index(1)), b.index(b.lanes)))
     for k in range(dim):
-        b.store(b.const(0.0), target, _place(b, b.ir.sub(last, b.index(1)), 1, k * chunk))
+        b.store(b.const(0.0), target, b.plus(b.ir.sub(last, b.index(1)), k * chunk))
         with b.loop(count) as i:
-            column = b.ir.add(b.ir.mul(b.index(k), size), b.ir.add(start, i))
-            _store_one(b, _load_one(b, source, column), target, _place(b, i, 1, k * chunk))
+            column = b.flat(k, size, b.ir.add(start, i))
+            b.store(b.load_one(source, column), target, b.plus(i, k * chunk))
 
 
 def _project_chunk(b: FunctionBuilder, shape: NetworkShape, chunk: int, count: Any, x: Any, u: Any) -> None:
     """Turn positions q and cotangents lam, in place, into features x and their change u along lam."""
     with b.loop(count, step=b.lanes) as i:
-        q = [b.load(x, _place(b, i, 1, k * chunk)) for k in range(shape.dim)]
-        lam = [b.load(u, _place(b, i, 1, k * chunk)) for k in range(shape.dim)]
+        q = [b.load(x, b.plus(i, k * chunk)) for k in range(shape.dim)]
+        lam = [b.load(u, b.plus(i, k * chunk)) for k in range(shape.dim)]
         used = functools.reduce(b.ir.or_, (b.compare("!=", a, b.const(0.0)) for a in lam))
         features, slopes = _features(b, shape, [b.select(used, a, b.const(0.0)) for a in q])
         for f, k in enumerate(shape.coordinates):
-            b.store(features[f], x, _place(b, i, 1, f * chunk))
-            b.store(b.mul(slopes[f], lam[k]), u, _place(b, i, 1, f * chunk))
+            b.store(features[f], x, b.plus(i, f * chunk))
+            b.store(b.mul(slopes[f], lam[k]), u, b.plus(i, f * chunk))
 
 
 def _add_chunk(
@@ -374,29 +372,29 @@ def _add_chunk(
     """Add the gradient of a chunk: of E sum c sigma'(z) W u, with z = W x + b."""
     rows, biases, tops = shape.offsets
     inputs = range(shape.num_features)
-    energy = ir.Constant(b.precision.type, b.precision.round(shape.energy_scale))
+    energy = b.one(shape.energy_scale)
     with b.loop(b.index(shape.hidden_sizes[0])) as unit:
-        places = [_place(b, unit, shape.num_features, rows + f) for f in inputs]
+        places = [b.flat(unit, shape.num_features, rows + f) for f in inputs]
         row = [b.load_shared(weights, place) for place in places]
-        bias = b.load_shared(weights, _place(b, unit, 1, biases))
+        bias = b.load_shared(weights, b.plus(unit, biases))
         bent, straight = b.variable(b.const(0.0)), [b.variable(b.const(0.0)) for _ in inputs]
         tilted = [b.variable(b.const(0.0)) for _ in inputs]
         with b.loop(count, step=b.lanes) as i:
-            xs, us = ([b.load(a, _place(b, i, 1, f * chunk)) for f in inputs] for a in (x, u))
+            xs, us = ([b.load(a, b.plus(i, f * chunk)) for f in inputs] for a in (x, u))
             _, slope, curvature = EMITTED[shape.activation](b, b.add(_dot(b, row, xs, inputs), bias))
             pull = b.mul(curvature, _dot(b, row, us, inputs))
-            _grow(b, bent, pull)
+            b.grow(bent, pull)
             for f in inputs:
-                _grow(b, straight[f], b.mul(slope, us[f]))
-                _grow(b, tilted[f], b.mul(pull, xs[f]))
-        top = b.mul(energy, _load_one(b, weights, _place(b, unit, 1, tops)))
-        direct = [_sum_lanes(b, b.get(total)) for total in straight]
-        _add_one(b, out, _place(b, unit, 1, biases), b.mul(top, _sum_lanes(b, b.get(bent))))
+                b.grow(straight[f], b.mul(slope, us[f]))
+                b.grow(tilted[f], b.mul(pull, xs[f]))
+        top = b.mul(energy, b.load_one(weights, b.plus(unit, tops)))
+        direct = [b.sum_lanes(b.get(total)) for total in straight]
+        b.add_one(b.mul(top, b.sum_lanes(b.get(bent))), out, b.plus(unit, biases))
         for f, place in enumerate(places):
-            total = b.add(_sum_lanes(b, b.get(tilted[f])), direct[f])
-            _add_one(b, out, place, b.mul(top, total))
-            weight = b.mul(energy, _load_one(b, weights, place))
-            _add_one(b, out, _place(b, unit, 1, tops), b.mul(weight, direct[f]))
+            total = b.add(b.sum_lanes(b.get(tilted[f])), direct[f])
+            b.add_one(b.mul(top, total), out, place)
+            weight = b.mul(energy, b.load_one(weights, place))
+            b.add_one(b.mul(weight, direct[f]), out, b.plus(unit, tops))
 
 
 def unpack_weights(shape: NetworkShape, weights: Tensor) -> list[Tensor]:
@@ -582,15 +580,6 @@ def _dot(b: FunctionBuilder, weights: Sequence[Any], values: Sequence[Any], plac
     return functools.reduce(b.add, (b.mul(weights[f], values[f]) for f in places))
 
 
-def _grow(b: FunctionBuilder, total: Any, term: Any) -> None:
-    b.set(total, b.accumulate(b.get(total), term))
-
-
-def _place(b: FunctionBuilder, index: Any, stride: int, plus: int = 0) -> Any:
-    """Return index * stride + plus."""
-    return b.ir.add(b.ir.mul(index, b.index(stride)), b.index(plus))
-
-
 def _blocks(b: FunctionBuilder, count: int, size: int) -> Iterator[tuple[Any, int]]:
     """Loop over units in blocks: yield the first unit of a block, and how many it has."""
     full = count - count % size
@@ -599,23 +588,3 @@ def _blocks(b: FunctionBuilder, count: int, size: int) -> Iterator[tuple[Any, in
             yield first, size
     if full < count:
         yield b.index(full), count - full
-
-
-def _sum_lanes(b: FunctionBuilder, x: Any) -> Any:
-    kind = b.precision.type
-    reduce = b.declare(f"llvm.vector.reduce.fadd.v{b.lanes}{b.precision.suffix}", kind, kind, x.type)
-    return b.ir.call(reduce, [ir.Constant(kind, -0.0), x], fastmath=("reassoc",))
-
-
-def _load_one(b: FunctionBuilder, pointer: Any, place: Any) -> Any:
-    typed = b.ir.bitcast(pointer, b.precision.type.as_pointer())
-    return b.ir.load(b.ir.gep(typed, [place]), align=b.precision.bytes)
-
-
-def _store_one(b: FunctionBuilder, value: Any, pointer: Any, place: Any) -> None:
-    typed = b.ir.bitcast(pointer, b.precision.type.as_pointer())
-    b.ir.store(value, b.ir.gep(typed, [place]), align=b.precision.bytes)
-
-
-def _add_one(b: FunctionBuilder, pointer: Any, place: Any, value: Any) -> None:
-    _store_one(b, b.add(_load_one(b, pointer, place), value), pointer, place)

@@ -230,7 +230,7 @@ def _trace(
 ) -> _Entry:
     with _disable_current_modes(), torch.no_grad():
         _, after = _step(system, integrator, initial, h, drives)
-    shape = torch.broadcast_shapes(after.q.shape, after.v.shape)
+    shape = np.broadcast_shapes(after.q.shape, after.v.shape)
     if shape[-1] != initial.q.shape[-1]:
         raise Unsupported("parameters for more coordinates than there are")
     if not after.q.dtype == after.v.dtype == initial.q.dtype:

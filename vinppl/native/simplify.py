@@ -1,24 +1,34 @@
-"""Removes detours from a traced graph: what is computed twice, indexed by the identity, or masked by nothing."""
+"""Removes detours from a traced graph: what is computed twice, indexed by the identity or not masked."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vinppl.native.elementwise import ELEMENTWISE, IDENTITIES
-from vinppl.native.views import RESHAPES, shape_of, view_index
+from vinppl.native.views import (
+    RESHAPES,
+    arguments_of,
+    fill_value,
+    shape_of,
+    slice_ends,
+    view_index,
+)
 
 __all__ = ["simplify", "varying_shape"]
 
 aten = torch.ops.aten
-ZERO_FILLS = frozenset({aten.full.default, aten.zeros.default, aten.zeros_like.default, aten.full_like.default})
 
 
 def simplify(module: GraphModule) -> None:
     """Rewrite a graph in place; its results stay equal up to rounding."""
+    _name_equal_numbers(module)
     for _ in range(2):
         _share_equal_nodes(module)
         for node in list(module.graph.nodes):
@@ -31,13 +41,33 @@ def simplify(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
 
 
+def _name_equal_numbers(module: GraphModule) -> None:
+    """Turn constants whose elements are all equal into fills, where an operation takes these."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        tensor = _constant(module, node)
+        if tensor is None or tensor.numel() == 0 or any(_is_rollout(user) for user in node.users):
+            continue  # rollouts want their constants in memory
+        first = tensor.reshape(-1)[0]
+        if (tensor.is_floating_point() or tensor.dtype == torch.bool) and bool((tensor == first).all()):
+            with graph.inserting_before(node):
+                fill = graph.call_function(aten.full.default, (list(tensor.shape), first.item()))
+            fill.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(fill)
+            graph.erase_node(node)
+
+
+def _is_rollout(node: Node) -> bool:
+    return getattr(node.target, "namespace", None) == "vinppl"
+
+
 def _share_equal_nodes(module: GraphModule) -> None:
     known: dict[Any, Node] = {}
     for node in list(module.graph.nodes):
+        key: Any
         if node.op == "get_attr":
-            key: Any = getattr(module, str(node.target))
-            key = ("constant", id(key))
-        elif node.op == "call_function" and "vinppl" not in str(node.target):
+            key = ("constant", id(_constant(module, node)))
+        elif node.op == "call_function" and not _is_rollout(node):
             key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         else:
             continue
@@ -57,42 +87,113 @@ def _frozen(x: Any) -> Any:
     return x if isinstance(x, Node) else (type(x), repr(x))
 
 
-def _constant(module: GraphModule, node: Any) -> torch.Tensor | None:
-    return getattr(module, str(node.target)) if isinstance(node, Node) and node.op == "get_attr" else None
-
-
 def _same_as(module: GraphModule, node: Node) -> Node | None:
-    """Return an earlier node of the same value and shape, if one is known."""
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+    """Return an earlier node of the same value, shape and type, if one is known."""
+    rule = SHORTCUTS.get(node.target)
+    candidate = rule(module, node) if rule is not None else None
+    if not isinstance(candidate, Node) or shape_of(candidate) != shape_of(node):
         return None
-    candidate: Any = None
-    if node.target is aten.where.self:
-        mask = _constant(module, node.args[0])
-        if mask is not None and bool(mask.all()):
-            candidate = node.args[1]
-        elif mask is not None and not bool(mask.any()):
-            candidate = node.args[2]
-    elif node.target in IDENTITIES:
-        candidate = node.args[0]
-    elif node.target is aten.index_select.default:
-        candidate = node.args[0] if _is_identity(module, node.args[2]) else None
-    elif node.target is aten.index_put.default and _is_zero(node.args[0]):
-        places: Any = node.args[1]
-        used = [p for p in places if p is not None]
-        if len(used) == 1 and _is_identity(module, used[0]):
-            candidate = node.args[2]
-    elif node.target is aten.cat.default:
-        candidate = _joined(node)
-    elif node.target is aten.add.Tensor and not node.kwargs:
-        candidate = _filled_in(node)
-    elif node.target in RESHAPES or node.target is aten.expand.default:
-        candidate = node.args[0]
-    elif node.target is aten.mul.Tensor or node.target is aten.mul.Scalar:
-        candidate = node.args[0] if node.args[1] == 1 else None
-    if isinstance(candidate, Node) and shape_of(candidate) == shape_of(node):
-        same_type = candidate.meta["val"].dtype == node.meta["val"].dtype
-        return candidate if same_type else None
-    return None
+    return candidate if candidate.meta["val"].dtype == node.meta["val"].dtype else None
+
+
+def _first(module: GraphModule, node: Node) -> Any:
+    return node.args[0]
+
+
+def _chosen(module: GraphModule, node: Node) -> Any:
+    """Return what a mask takes everywhere."""
+    mask, x, y = node.args
+    value = fill_value(mask) if isinstance(mask, Node) else None
+    return None if value is None else x if value else y
+
+
+def _selected(module: GraphModule, node: Node) -> Any:
+    source, _, places = arguments_of(node)
+    return source if _is_identity(module, places) else None
+
+
+def _put(module: GraphModule, node: Node) -> Any:
+    """Return what is put into zeros, each element in its own place."""
+    base, places, values, _ = arguments_of(node)
+    used = [p for p in places if p is not None]
+    return values if _is_zero(base) and len(used) == 1 and _is_identity(module, used[0]) else None
+
+
+def _scaled(module: GraphModule, node: Node) -> Any:
+    x, factor = node.args
+    return x if factor == 1 else None
+
+
+def _joined(module: GraphModule, node: Node) -> Any:
+    """Return what a concatenation of neighbouring slices was cut from."""
+    parts, dim = arguments_of(node)
+    cuts = [_cut(part) for part in parts]
+    sources = {cut.source for cut in cuts if cut is not None}
+    dims = {cut.dim for cut in cuts if cut is not None}
+    if None in cuts or len(sources) != 1 or dims != {dim % len(shape_of(node))}:
+        return None
+    end = 0
+    for cut in cuts:
+        if cut is None or cut.start != end:
+            return None
+        end = cut.end
+    return cuts[0].source if cuts[0] is not None else None
+
+
+def _filled_in(module: GraphModule, node: Node) -> Any:
+    """Return x where a sum puts both parts of x back to where they were, into zeros."""
+    if node.kwargs:
+        return None
+    cuts = []
+    for term in node.args:
+        if not isinstance(term, Node) or term.target is not aten.slice_scatter.default:
+            return None
+        base, source, *where = arguments_of(term)
+        cut, target = _cut(source), _range(term, *where)
+        if not _is_zero(base) or cut is None or target is None or cut[1:] != target[1:]:
+            return None
+        cuts.append(cut)
+    first, second = sorted(cuts, key=lambda cut: cut.start)
+    whole = first.start == 0 and first.end == second.start and second.end == shape_of(node)[first.dim]
+    return first.source if first[:2] == second[:2] and whole else None
+
+
+SHORTCUTS: dict[Any, Callable[[GraphModule, Node], Any]] = {
+    **dict.fromkeys((*IDENTITIES, *RESHAPES, aten.expand.default), _first),
+    aten.where.self: _chosen,
+    aten.index_select.default: _selected,
+    aten.index_put.default: _put,
+    aten.mul.Tensor: _scaled,
+    aten.mul.Scalar: _scaled,
+    aten.cat.default: _joined,
+    aten.add.Tensor: _filled_in,
+}
+"""What a node of an operation may be equal to, up to its shape and type."""
+
+
+class _Cut(NamedTuple):
+    """Neighbouring places along a dimension of a tensor."""
+
+    source: Node
+    dim: int
+    start: int
+    end: int
+
+
+def _cut(node: Any) -> _Cut | None:
+    """Return what a slice of step one takes."""
+    if not isinstance(node, Node) or node.target is not aten.slice.Tensor:
+        return None
+    return _range(*arguments_of(node))
+
+
+def _range(source: Node, dim: int, start: int | None, end: int | None, step: int) -> _Cut | None:
+    dim %= len(shape_of(source))
+    return _Cut(source, dim, *slice_ends(shape_of(source)[dim], start, end)) if step == 1 else None
+
+
+def _constant(module: GraphModule, node: Any) -> Tensor | None:
+    return getattr(module, str(node.target)) if isinstance(node, Node) and node.op == "get_attr" else None
 
 
 def _is_identity(module: GraphModule, node: Any) -> bool:
@@ -101,94 +202,41 @@ def _is_identity(module: GraphModule, node: Any) -> bool:
 
 
 def _is_zero(node: Any) -> bool:
-    if not isinstance(node, Node) or node.target not in ZERO_FILLS:
-        return False
-    filled = node.target in (aten.full.default, aten.full_like.default)
-    return not filled or node.args[1] == 0
+    return isinstance(node, Node) and fill_value(node) == 0
 
 
-def _part(node: Any) -> tuple[Node, int, int, int] | None:
-    """Return the source, dimension, start and end of a slice of step one."""
-    if not isinstance(node, Node) or node.target is not aten.slice.Tensor:
-        return None
-    return _range(node.args[0], node.args[1:], shape_of(node.args[0]))
+def varying_shape(node: Node, known: dict[Node, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return a node's shape with 1 for every dimension along which its values are known to be equal.
+
+    Args:
+        node: any.
+        known: shapes found so far; it grows.
+    """
+    if node not in known:
+        known[node] = _varying_shape(node, known)
+    return known[node]
 
 
-def _range(source: Any, arguments: Any, shape: tuple[int, ...]) -> tuple[Node, int, int, int] | None:
-    dim, start, end, step = (*arguments, *(0, None, None, 1)[len(arguments) :])
-    dim, size = dim % len(shape), shape[dim % len(shape)]
-    first = 0 if start is None else max(0, start + size if start < 0 else start)
-    last = size if end is None else min(size, end + size if end < 0 else end)
-    return (source, dim, first, last) if step == 1 else None
-
-
-def _joined(node: Node) -> Node | None:
-    """Return what a concatenation of neighbouring slices was cut from."""
-    parts: Any = node.args[0]
-    dim = (node.args[1] if len(node.args) > 1 else 0) % max(1, len(shape_of(node)))  # type: ignore[operator]
-    cuts = [_part(p) for p in parts]
-    if any(c is None or c[0] is not cuts[0][0] or c[1] != dim for c in cuts):  # type: ignore[index]
-        return None
-    ends = [0, *(c[3] for c in cuts if c is not None)]
-    if any(c[2] != end for c, end in zip(cuts, ends, strict=False)):  # type: ignore[index]
-        return None
-    return cuts[0][0]  # type: ignore[index]
-
-
-def _filled_in(node: Node) -> Node | None:
-    """Return x where a sum puts all slices of x back to where they were, into zeros."""
-    places = []
-    for term in node.args:
-        if not isinstance(term, Node) or term.target is not aten.slice_scatter.default or term.kwargs:
-            return None
-        base, source, *rest = term.args
-        target = _range(term, rest, shape_of(term))
-        cut = _part(source)
-        if not _is_zero(base) or cut is None or target is None or cut[1:] != target[1:]:
-            return None
-        places.append(cut)
-    (first, dim, *_), (second, other, *_) = places
-    spans = sorted(p[2:] for p in places)
-    size = shape_of(node)[dim]
-    whole = spans[0][0] == 0 and spans[0][1] == spans[1][0] and spans[1][1] == size
-    return first if first is second and dim == other and whole else None
-
-
-def varying_shape(node: Any, known: dict[Node, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return a node's shape with 1 for every dimension along which its values are known to be equal."""
-    if not isinstance(node, Node):
-        return ()
-    if node in known:
-        return known[node]
+def _varying_shape(node: Node, known: dict[Node, tuple[int, ...]]) -> tuple[int, ...]:
     shape = shape_of(node)
-    found = shape
-    if node.op == "call_function":
-        if node.target is aten.expand.default:
-            inner = varying_shape(node.args[0], known)
-            found = (1,) * (len(shape) - len(inner)) + inner
-        elif node.target in ELEMENTWISE:
-            found = torch.broadcast_shapes(*(varying_shape(a, known) for a in node.args if isinstance(a, Node)))
-            found = (1,) * (len(shape) - len(found)) + tuple(found)
-        elif node.target in (aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.select.int, aten.permute.default, aten.slice.Tensor):
-            found = _through_view(node, known)
-    known[node] = found
-    return found
-
-
-def _through_view(node: Node, known: dict[Node, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return which dimensions of a view vary: those that move along a varying one of its source."""
-    shape, inner = shape_of(node), varying_shape(node.args[0], known)
+    if fill_value(node) is not None:
+        return (1,) * len(shape)
+    if node.target in ELEMENTWISE:
+        parts = [varying_shape(a, known) for a in node.args if isinstance(a, Node)]
+        found = np.broadcast_shapes(*parts)
+        return (1,) * (len(shape) - len(found)) + tuple(found)
     origin = view_index(node, (0,) * len(shape))
-    found = list(shape)
-    for dim, size in enumerate(shape):
-        if size == 1:
-            continue
+    if origin is None:
+        return shape
+    source: Any = node.args[0]
+    inner, varying = varying_shape(source, known), list(shape)
+    for dim in range(len(shape)):
         moved = view_index(node, tuple(int(d == dim) for d in range(len(shape))))
-        assert moved is not None and origin is not None
-        along = [d for d, (a, b) in enumerate(zip(moved, origin, strict=True)) if a != b]
-        if all(inner[d] == 1 for d in along):
-            found[dim] = 1
-    return tuple(found)
+        assert moved is not None
+        along = [n for n, a, b in zip(inner, moved, origin, strict=True) if a != b]
+        if all(n == 1 for n in along):
+            varying[dim] = 1
+    return tuple(varying)
 
 
 def _multiply_by_reciprocals(module: GraphModule) -> None:

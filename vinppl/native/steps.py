@@ -7,6 +7,7 @@ implementation of any integrator.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functionalize
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vinppl.integrators import AbstractIntegrator, Mechanics, VectorField
 from vinppl.native.capture import Capture
-from vinppl.native.elementwise import decompositions
 from vinppl.native.errors import Unsupported
 from vinppl.native.expressions import Expression, Graph
 from vinppl.native.lowering import STRUCTURED, Scalariser
 from vinppl.native.network import NetworkShape
+from vinppl.native.recorder import READS, record
 from vinppl.native.views import broadcast, shape_of
 from vinppl.potentials import NetworkGradient
 from vinppl.state import PhaseState
@@ -43,12 +43,12 @@ class Slot(NamedTuple):
 
     Attributes:
         tensor: which of the captured tensors.
-        index: for each of its dimensions, a fixed place, or `None` where it runs along a batch dimension.
+        place: for each of its dimensions, a fixed place, or `None` where it runs along a batch dimension.
         dims: the batch dimension that each `None` runs along.
     """
 
     tensor: int
-    index: tuple[int | None, ...]
+    place: tuple[int | None, ...]
     dims: tuple[int, ...]
 
 
@@ -89,7 +89,7 @@ def pack(slot: Slot, tensors: Sequence[Tensor], batch: tuple[int, ...]) -> Tenso
     """Return the numbers of a slot, shape `batch`; differentiable."""
     value = tensors[slot.tensor]
     for dim in reversed(range(value.ndim)):
-        at = slot.index[dim]
+        at = slot.place[dim]
         if at is not None:
             value = value.select(dim, at)
     value = value.permute(sorted(range(value.ndim), key=slot.dims.__getitem__))
@@ -121,7 +121,7 @@ def trace_step(
         Unsupported: if something in the step has no compiled form.
     """
     network = _network_shape(system, state.q.dtype)
-    traced = _trace(integrator, system, state, batch, num_nodes)
+    traced = _trace(integrator, system, found, state, batch, num_nodes)
     base = _Probe(traced, found, batch, (0,) * len(batch))
     moves: list[dict[int, tuple[float, ...]]] = [{} for _ in base.slots]
     for dim, size in enumerate(batch):
@@ -138,6 +138,8 @@ def trace_step(
         for (tensor, at), moved in zip(base.slots, moves, strict=True)
     )
     start, step, finish = base.outputs
+    if any(base.graph.operations[i] == "digamma" for i in base.graph.needed([*start, *step, *finish])):
+        raise Unsupported("digamma, whose derivative has no compiled form")
     dim, calls = state.q.shape[-1], base.calls
     return StepProgram(base.graph, dim, slots, start, step, finish, num_nodes, network, *calls)
 
@@ -173,11 +175,16 @@ class _Traced(NamedTuple):
 
 
 def _trace(
-    integrator: AbstractIntegrator, system: System, state: PhaseState, batch: tuple[int, ...], num_nodes: int
+    integrator: AbstractIntegrator,
+    system: System,
+    found: Capture,
+    state: PhaseState,
+    batch: tuple[int, ...],
+    num_nodes: int,
 ) -> _Traced:
     dim = state.q.shape[-1]
-    if isinstance(getattr(system, "gradient", None), NetworkGradient):
-        system = system._replace(gradient=torch.ops.vinppl.external_gradient)  # type: ignore[union-attr]
+    if isinstance(system, Mechanics) and isinstance(system.gradient, NetworkGradient):
+        system = system._replace(gradient=torch.ops.vinppl.external_gradient)
     with _disable_current_modes(), torch.no_grad():
         q = state.q.detach().expand(*batch, dim).clone(memory_format=torch.contiguous_format)
         v = state.v.detach().expand(*batch, dim).clone(memory_format=torch.contiguous_format)
@@ -193,50 +200,72 @@ def _trace(
         example = [(q if vector else h).clone() for vector in vectors]  # one tensor twice is one input
 
         def step(h: Tensor, *rest: Tensor) -> list[Any]:
-            leaves, drive = list(rest[: len(sizes)]), rest[len(sizes) :]
-            return pytree.tree_leaves(integrator.step(system, pytree.tree_unflatten(leaves, spec), h, drive or None))
+            carry = pytree.tree_unflatten(list(rest[: len(sizes)]), spec)
+            return pytree.tree_leaves(integrator.step(system, carry, h, rest[len(sizes) :] or None))
 
         def finish(*leaves: Tensor) -> list[Any]:
             return list(integrator.finish(system, pytree.tree_unflatten(list(leaves), spec)))
 
         return _Traced(
-            _record(start, q, v, *drive),
-            _record(step, h, *example, *drive),
-            _record(finish, *example),
+            _record(start, found, q, v, *drive),
+            _record(step, found, h, *example, *drive),
+            _record(finish, found, *example),
             sizes,
             dim,
             num_nodes,
         )
 
 
-def _record(function: Callable[..., Any], *examples: Tensor) -> torch.fx.GraphModule:
-    table = decompositions()
-    try:
-        module = make_fx(function, decomposition_table=table)(*examples)
-        if any(_changes_its_arguments(node) for node in module.graph.nodes):
-            # Written anew without assignments, where a value is what its node says.
-            module = make_fx(functionalize(module, remove="mutations"), decomposition_table=table)(*examples)
-    except RuntimeError as error:
-        if "tracing tensor" in str(error) or "data-dependent" in str(error).lower():
-            raise Unsupported("control flow that depends on the values of tensors") from error
-        raise Unsupported(f"something that cannot be traced ({str(error).splitlines()[0]})") from error
+def _record(function: Callable[..., Any], found: Capture, *examples: Tensor) -> torch.fx.GraphModule:
+    """Return what a function does with tensors that are to be differentiated."""
+
+    def tracked(*inputs: Tensor) -> Any:
+        with torch.enable_grad(), _Uncut((*inputs, *found.tensors)):
+            return function(*inputs)
+
+    module = record(tracked, *(x.clone().requires_grad_() for x in examples))
     for node in module.graph.nodes:
         value = node.meta.get("val")
-        if _changes_its_arguments(node):
-            raise Unsupported(f"the operation {node.target}, which changes a tensor in place")
-        inexact = isinstance(value, Tensor) and value.ndim > 0 and not _is_exact(value)
-        if inexact and value.dtype != examples[0].dtype:
+        wide = isinstance(value, Tensor) and value.ndim > 0
+        if wide and torch.promote_types(value.dtype, examples[0].dtype) != examples[0].dtype:
             raise Unsupported("numbers of several types")
     return module
 
 
-def _is_exact(value: Tensor) -> bool:
-    return not (value.is_floating_point() or value.is_complex())
+CUTS = frozenset({Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, Tensor.data.__get__})  # type: ignore[attr-defined]
+
+WITHOUT_VALUES = frozenset(f"{name}_like" for name in ("zeros", "ones", "full", "empty", "rand", "randn")) | {
+    f"new_{name}" for name in ("zeros", "ones", "full", "empty", "tensor")
+}
+"""Functions of the shape and the type of a tensor alone."""
 
 
-def _changes_its_arguments(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+class _Uncut(TorchFunctionMode):
+    """Sees to it that gradients go wherever values go, as they do through what is written out.
+
+    Args:
+        tensors: what there may be gradients of.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._live = {id(x): x for x in tensors if x.is_floating_point()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sources = [x for x in pytree.tree_leaves((args, kwargs)) if id(x) in self._live]
+        if sources and func in READS:
+            raise Unsupported("control flow that depends on the values of tensors")
+        result = func(*args, **(kwargs or {}))
+        parts = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+        if sources and parts and func.__name__ not in WITHOUT_VALUES:
+            if func is torch.autograd.grad:  # which need not depend on what its function depends on
+                cut = not inspect.signature(func).bind(*args, **(kwargs or {})).arguments.get("create_graph")
+            else:
+                cut = any(x.requires_grad for x in sources) and not all(x.requires_grad for x in parts)
+            if cut or func in CUTS or not torch.is_grad_enabled():
+                raise Unsupported(f"a gradient that is cut off ({func.__name__})")
+            self._live |= {id(x): x for x in parts}
+        return result
 
 
 class _Probe:
@@ -310,10 +339,11 @@ class _Probe:
         result: list[Expression] = []
         for node, size in zip(scalars.outputs, sizes, strict=True):
             for k in range(size):
-                shape = shape_of(node)
-                place = broadcast((*self._at, k), shape) if shape else ()
-                value = scalars.value(node, place)
-                result.append(value if isinstance(value, Expression) else self.graph.constant(value))
+                if isinstance(node, Node):
+                    shape = shape_of(node)
+                    result.append(scalars.value(node, broadcast((*self._at, k), shape) if shape else ()))
+                else:
+                    result.append(self.graph.constant(node))
         self._fixed += scalars.fixed
         return tuple(result)
 
@@ -336,7 +366,11 @@ def _external(s: Scalariser, node: Any, index: tuple[int, ...]) -> Expression:
 
 
 def _slot(
-    value: Tensor, tensor: int, at: tuple[int, ...], moved: dict[int, tuple[float, ...]], batch: tuple[int, ...]
+    value: Tensor,
+    tensor: int,
+    at: tuple[int, ...],
+    moved: dict[int, tuple[float, ...]],
+    batch: tuple[int, ...],
 ) -> Slot:
     index: list[int | None] = list(at)
     along: dict[int, int] = {}

@@ -190,6 +190,7 @@ def source_of(node: Node, index: Index) -> tuple[Any, Index] | None:
 
 def _source_of_part(node: Node, index: Index) -> tuple[Any, Index] | None:
     split: Any
+    number: Any
     split, number = node.args
     if split.target not in SPLITS:
         return None
@@ -214,8 +215,13 @@ FILLS: dict[Any, Callable[[Node], Any]] = {
     aten.ones.default: lambda node: 1,
     aten.ones_like.default: lambda node: 1,
     aten.new_ones.default: lambda node: 1,
+    aten.empty.memory_format: lambda node: 0,
+    aten.empty_like.default: lambda node: 0,
+    aten.empty_permuted.default: lambda node: 0,
+    aten.new_empty.default: lambda node: 0,
+    aten.new_empty_strided.default: lambda node: 0,
 }
-"""Operations whose result has one number everywhere, and which."""
+"""Operations whose result has one number everywhere, and which; any would do for an empty tensor."""
 
 
 def fill_value(node: Node) -> float | bool | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vinppl.native.arrays import Affine, Buffer, Constants, Memory, Place, dot, row_major
-from vinppl.native.builder import POINTER, FunctionBuilder, Precision, new_module
+from vinppl.native.builder import INDEX, POINTER, FunctionBuilder, Precision, new_module
 from vinppl.native.elementwise import num
 from vinppl.native.errors import Unsupported
 from vinppl.native.expressions import Expression, Graph, emit
@@ -123,6 +123,11 @@ class Writer:
         assert buffer is not None
         return self.b.offset(self.constants, self.b.index(buffer.offset))
 
+    def table_pointer(self, offset: int) -> Any:
+        """Return the address of an entry of the tables."""
+        tables = self.b.ir.bitcast(self.tables, INDEX.as_pointer())
+        return self.b.ir.bitcast(self.b.ir.gep(tables, [self.b.index(offset)]), POINTER)
+
     @contextmanager
     def loops(self, shape: Sequence[int]) -> Iterator[tuple[Body, Index]]:
         """Repeat the block for every index of a shape: yields the inside of the loops, and the index."""
@@ -162,7 +167,7 @@ class Body(Elements):
     def store(self, value: Any, buffer: Buffer, index: Sequence[Place]) -> None:
         """Store an element of an array."""
         b = self.writer.b
-        b.store(value, self.writer.workspace, b.ir.mul(self.index(buffer.place(index)), b.index(b.lanes)))
+        b.store(value, self.writer.workspace, b.flat(self.index(buffer.place(index)), b.lanes))
 
     def load(self, buffer: Buffer, index: Sequence[Place]) -> Expression:
         """Return an element of an array."""
@@ -173,7 +178,7 @@ class Body(Elements):
             if buffer.constant:
                 self._inputs[key] = b.load_shared(self.writer.constants, at)
             else:
-                self._inputs[key] = b.load(self.writer.workspace, b.ir.mul(at, b.index(b.lanes)))
+                self._inputs[key] = b.load(self.writer.workspace, b.flat(at, b.lanes))
         value = self.graph.input(key)
         return value.apply("ne", 0.0) if buffer.truth else value
 
@@ -186,10 +191,10 @@ class Body(Elements):
         b = self.writer.b
         if isinstance(place, int):
             return b.index(place)
-        total = b.index(place.constant)
+        total: Any = place.constant
         for value, factor in place.terms.items():
-            total = b.ir.add(total, b.ir.mul(value, b.index(factor)))
-        return total
+            total = b.flat(value, factor, total)
+        return b.index(total)
 
     def element(self, node: Node, index: Index) -> Expression:
         """Return an element of a node, from memory or worked out."""

@@ -53,9 +53,6 @@ def _step_memory(side: str) -> float:
     return max(int(done.stdout), 4096) / 2**20
 
 
-# Forecasts
-
-
 def forecast_vs_c(effort: Effort) -> Row:
     """Time a forecast of many draws against a loop in C."""
     draws = forecast.make_draws(*((100, 25, 500) if effort.quick else (1000, 25, 2000)))

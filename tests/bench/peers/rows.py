@@ -52,7 +52,7 @@ class Row:
         peer: the peer's, `None` where the number stands for itself.
         peer_name: what it is compared with.
         unit: of both numbers.
-        asked: the ratio to reach.
+        asked: the ratio to reach, `None` for a number that is only of interest.
         more_is_better: whether the larger number wins, as for a rate.
     """
 
@@ -61,7 +61,7 @@ class Row:
     peer: float | None
     peer_name: str | None
     unit: str
-    asked: float
+    asked: float | None
     more_is_better: bool = False
 
     @property
@@ -72,9 +72,9 @@ class Row:
         return self.ours / self.peer if self.more_is_better else self.peer / self.ours
 
     @property
-    def met(self) -> bool:
-        """Whether the ratio is what was asked for."""
-        return self.ratio >= self.asked
+    def met(self) -> bool | None:
+        """Whether the ratio is what was asked for, if anything was."""
+        return None if self.asked is None else self.ratio >= self.asked
 
     def columns(self) -> dict[str, Any]:
         """Return the row as it is written to JSON."""
@@ -85,10 +85,11 @@ class Row:
     def __str__(self) -> str:
         """Return the row as one line of a table."""
         peer = "" if self.peer is None else f"{self.peer:.4g}"
-        verdict = "met" if self.met else "not met"
+        asked = "" if self.asked is None else f"{self.asked:.3g}"
+        verdict = {None: "", True: "met", False: "not met"}[self.met]
         return (
             f"{self.name:34s} {self.ours:>10.4g} {peer:>10s} {self.unit:12s} "
-            f"{self.ratio:>9.3g} {self.asked:>8.3g}  {verdict:8s} {self.peer_name or ''}"
+            f"{self.ratio:>9.3g} {asked:>8s}  {verdict:8s} {self.peer_name or ''}"
         )
 
 

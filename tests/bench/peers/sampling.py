@@ -91,45 +91,59 @@ def _rate(side: str, draws: Mapping[str, NDArray[Any]], seconds: float) -> float
 def nuts_cold(effort: Effort, *, warm_cache: bool = False) -> Row:
     """Compare the wall time from the start of Python to R-hat 1.01 and 1,000 effective draws everywhere.
 
-    Compile caches are empty, or with `warm_cache` filled by a run before, JAX's as well.
+    The compile cache is empty and JAX's off, as it is unless asked for; with `warm_cache` both were filled.
     """
     import numpyro  # noqa: F401  (without it, leave the row out)
 
+    methods = ("sequential", "vectorized")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "data.npz", **PROBLEMS["pendulum"]().observed())  # type: ignore[arg-type]
-        if warm_cache:
-            for side in ("vinppl", "sequential", "vectorized"):
-                cold_seconds(side, folder, folder / f"cache_{side}")
-        runs = iter(range(1000))
 
         def seconds(side: str) -> float:
-            cache = f"cache_{side}" if warm_cache else f"cache_{next(runs)}"
-            return cold_seconds(side, folder, folder / cache)
+            if warm_cache:
+                return cold_seconds(side, folder, caches(folder / side))
+            with tempfile.TemporaryDirectory() as empty:
+                return cold_seconds(side, folder, {"VINPPL_CACHE_DIR": empty})
 
-        method = min(("sequential", "vectorized"), key=seconds)
+        if warm_cache:
+            for side in ("vinppl", *methods):
+                seconds(side)
+        method = min(methods, key=seconds)
         pairs = [(seconds("vinppl"), seconds(method)) for _ in range(effort.num_runs)]
     ours, peer = (statistics.median(times) for times in zip(*pairs, strict=True))
-    title = "nuts_cold_process_warm_cache" if warm_cache else "nuts_cold_process"
-    return Row(title, ours, peer, f"NumPyro, {method}", "s", 4)
+    title, asked = ("nuts_cold_process_warm_cache", None) if warm_cache else ("nuts_cold_process", 4)
+    return Row(title, ours, peer, f"NumPyro, {method}", "s", asked)
 
 
-def cold_seconds(side: str, folder: Path, cache: Path) -> float:
+def caches(folder: Path) -> dict[str, str]:
+    """Return the environment that keeps compiled code of both sides in a folder, whatever its size."""
+    return {
+        "VINPPL_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def cold_seconds(side: str, folder: Path, environment: Mapping[str, str]) -> float:
     """Return how long a process of its own takes to enough draws of the data in `folder`.
 
     Raises:
         RuntimeError: if it ends early, or does not get there in five rounds.
     """
-    data, out = folder / "data.npz", folder / "draws.npz"
-    caches = {
-        "VINPPL_CACHE_DIR": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "peers.cold", side, str(data), str(out)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    out = folder / "draws.npz"
+    command = [sys.executable, "-m", "peers.cold", side, str(folder / "data.npz"), str(out)]
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=BENCH, env=os.environ | caches, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        command,
+        cwd=BENCH,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         for _ in range(5):
             if process.stdout.readline().strip() != "saved":
                 raise RuntimeError(f"the cold process of {side} ended without draws")
