@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,15 @@ def test_an_interrupt_keeps_the_finished_chains(whole: MCMCResult, tmp_path: Pat
     same(whole, more, 10)
 
 
+@pytest.fixture(name="interruptible")
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts also where the tests run in the background, which begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_stops_at_once(workers: int, tmp_path: Path) -> None:
     slow = Faulty(40, lambda: time.sleep(0.2))  # the signal arrives while the model runs

@@ -942,6 +942,7 @@ COMPILED: dict[str, Callable[[Tensor], Tensor]] = {
     },
     "asin": lambda q: torch.asin(0.4 * q),
     "acos": lambda q: torch.acos(0.4 * q),
+    "inverses": lambda q: q.asinh() ** 2 + (q * q + 1.1).acosh() ** 2 + (0.3 * q).atanh() ** 2,
     "log": lambda q: (q * q + 1).log(),
     "log2": lambda q: (q * q + 1).log2() + (q * q + 1).log10() + (q * q).log1p(),
     "sqrt": lambda q: (q * q + 1).sqrt() + (q * q + 1).rsqrt() + (q * q + 1).reciprocal(),

@@ -82,15 +82,18 @@ def _cat(w: Writer, node: Node) -> None:
 
 
 def _pad(w: Writer, node: Node) -> None:
+    """Padding, by negative amounts too: these cut off."""
     source, pad, value = arguments_of(node)
-    if min(pad) < 0:
-        raise Unsupported("padding by negative amounts")
+    sizes = shape_of(source)
+    untouched = [0] * (len(sizes) - len(pad) // 2)
+    before, after = untouched + pad[-2::-2], untouched + pad[::-2]
+    kept = [n + min(0, b) + min(0, a) for n, b, a in zip(sizes, before, after, strict=True)]
     buffer = w.allocate(node)
     w.fill(buffer, shape_of(node), float(value))
-    before = [0] * (len(shape_of(source)) - len(pad) // 2) + pad[-2::-2]
-    with w.loops(shape_of(source)) as (body, index):
-        place = [i + n for i, n in zip(index, before, strict=True)]
-        body.store(body.read(source, index), buffer, place)
+    with w.loops(kept) as (body, index):
+        taken = tuple(i + max(0, -b) for i, b in zip(index, before, strict=True))
+        place = [i + max(0, b) for i, b in zip(index, before, strict=True)]
+        body.store(body.read(source, taken), buffer, place)
 
 
 def _slice_scatter(w: Writer, node: Node) -> None:

@@ -112,6 +112,22 @@ def _silu_backward(g: Expression, x: Expression) -> Expression:
     return g * gate * (1.0 + x * (1.0 - gate))
 
 
+def _asinh(x: Expression) -> Expression:
+    size = x.apply("abs")
+    square = size * size
+    return x.apply("sign") * (size + square / (1.0 + (1.0 + square).apply("sqrt"))).apply("log1p")
+
+
+def _acosh(x: Expression) -> Expression:
+    above = x - 1.0
+    return (above + (above * (above + 2.0)).apply("sqrt")).apply("log1p")
+
+
+def _atanh(x: Expression) -> Expression:
+    size = x.apply("abs")
+    return x.apply("sign") * (2.0 * size / (1.0 - size)).apply("log1p") * 0.5
+
+
 def _remainder(x: Number, y: Number) -> Expression:
     return make("sub", num(x), make("mul", num(y), make("div", num(x), num(y)).apply("floor")))
 
@@ -181,6 +197,9 @@ ELEMENTWISE: dict[Any, Callable[..., Expression]] = {
     aten.acos.default: _numeric("acos"),
     aten.atan.default: _numeric("atan"),
     aten.atan2.default: _numeric("atan2"),
+    aten.asinh.default: _asinh,
+    aten.acosh.default: _acosh,
+    aten.atanh.default: _atanh,
     aten.sinh.default: _numeric("sinh"),
     aten.cosh.default: _numeric("cosh"),
     aten.tanh.default: _numeric("tanh"),
@@ -243,7 +262,7 @@ def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    places = [*[None] * (dim % max(1, x.ndim)), index]
+    places = [*[None] * (dim % max(1, x.ndim)), index.reshape(-1)]
     result: Tensor = aten.index_put(x, places, source if alpha == 1 else alpha * source, accumulate=True)
     return result
 

@@ -1,9 +1,8 @@
 """Traced torch functions as scalar expressions.
 
-`make_fx` records what a function does in elementary tensor operations. Here each of them
-says what one element of its result is, given elements of its arguments; an element is
-worked out when it is asked for, so that an operation over a large batch costs no more
-than over a small one.
+A recorded function is a graph of elementary tensor operations. Here each of them says what one
+element of its result is, given elements of its arguments; an element is worked out when it is asked
+for, so that an operation over a large batch costs no more than over a small one.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -91,6 +91,10 @@ class Elements(ABC):
 class _TooDeep(Exception):
     """An element that lies too many operations back, and must be worked out first."""
 
+    def __init__(self, node: Node, index: Index) -> None:
+        super().__init__()
+        self.node, self.index = node, index
+
 
 class Scalariser(Elements):
     """Elements of a traced function's values in terms of elements of its arguments.
@@ -141,7 +145,7 @@ class Scalariser(Elements):
             try:
                 found = self.element(*wanted[-1])
             except _TooDeep as deeper:
-                wanted.append(deeper.args)  # type: ignore[arg-type]
+                wanted.append((deeper.node, deeper.index))
                 continue
             wanted.pop()
             if not wanted:
@@ -157,7 +161,7 @@ class Scalariser(Elements):
                 self._memo[node, index] = self._element(node, index)
             finally:
                 self._depth -= 1
-        return self._memo[node, index]  # type: ignore[no-any-return]
+        return self._memo[node, index]
 
     def _element(self, node: Node, index: Index) -> Expression:
         if len(self.graph) > self.limit:
@@ -303,7 +307,7 @@ def _put(s: Scalariser, node: Node, index: Index) -> Expression:
     tables, sizes = [places[d] for d in used], [shape_of(node)[d] for d in used]
     before, here, after = index[: used[0]], index[used[0] : used[-1] + 1], index[used[-1] + 1 :]
     result = s.element(base, index)
-    for place in itertools.product(*map(range, torch.broadcast_shapes(*map(shape_of, tables)))):
+    for place in itertools.product(*map(range, np.broadcast_shapes(*map(shape_of, tables)))):
         if _looked_up(s, tables, place, sizes) == here:
             value = s.element(values, broadcast((*before, *place, *after), shape_of(values)))
             result = num(result) + num(value) if accumulate else value
@@ -320,10 +324,13 @@ def _indexed(places: Sequence[Node | None]) -> list[int]:
 
 def _looked_up(s: Scalariser, tables: Sequence[Node], index: Index, sizes: Sequence[int]) -> Index:
     """Return what tables of constants hold at a place; each counts from the end where it is negative."""
-    found = [s.element(t, broadcast(index, shape_of(t))).value for t in tables]
-    if None in found:
-        raise Unsupported("indexing by computed values")
-    return tuple(int(at) % n for at, n in zip(found, sizes, strict=True))  # type: ignore[arg-type]
+    found = []
+    for table, size in zip(tables, sizes, strict=True):
+        at = s.element(table, broadcast(index, shape_of(table))).value
+        if at is None:
+            raise Unsupported("indexing by computed values")
+        found.append(int(at) % size)
+    return tuple(found)
 
 
 def _index_select(s: Scalariser, node: Node, index: Index) -> Expression:
@@ -361,14 +368,14 @@ def _getitem(s: Scalariser, node: Node, index: Index) -> Expression:
         if upper:
             raise Unsupported("an upper Cholesky factor")
         key = (source, "factor", *batch)
-        return s.once(key, lambda: cholesky(s.matrix(matrix, tuple(batch))))[i][j]  # type: ignore[no-any-return]
+        return s.once(key, lambda: cholesky(s.matrix(matrix, tuple(batch))))[i][j]
     if source.target is aten._linalg_solve_ex.default and part == 0:
         matrix, right, left, _ = arguments_of(source)
         if not left or len(shape_of(right)) == len(shape_of(matrix)) - 1:
             raise Unsupported("linalg.solve from the right, or of a vector")
         key = (source, "solution", *batch)
         rows = s.once(key, lambda: solve(s.matrix(matrix, tuple(batch)), s.matrix(right, tuple(batch))))
-        return rows[i][j]  # type: ignore[no-any-return]
+        return rows[i][j]
     raise Unsupported(f"the operation {source.target}")
 
 
@@ -383,7 +390,7 @@ def _cholesky_solve(s: Scalariser, node: Node, index: Index) -> Expression:
         b = [row[j] for row in s.matrix(right, tuple(batch))]
         return solve_lower(lower, solve_lower(lower, b), transposed=True)
 
-    return s.once((node, "column", *batch, j), column)[i]  # type: ignore[no-any-return]
+    return s.once((node, "column", *batch, j), column)[i]
 
 
 STRUCTURED: dict[Any, Callable[[Scalariser, Node, Index], Expression]] = {

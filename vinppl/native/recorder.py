@@ -146,18 +146,24 @@ class _Recorder(TorchDispatchMode):
         return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        literal = func is aten.lift_fresh.default  # numbers of the program
+        """Run an operation and record it."""
+        literal = func is aten.lift_fresh.default  # numbers that the program itself holds
         target = aten.lift_fresh_copy.default if literal else func
-        node = self.graph.call_function(target, *self.nodes_of((args, kwargs)))
-        if not literal and any(source in self._open for source in node.all_input_nodes):
-            self._open.add(node)
+        given, named = self.nodes_of((args, kwargs))
+        node = self._call(target, given, named)
+        if literal:
+            self._open.discard(node)
         result = func(*args, **kwargs)
         self._note(result, node)
         for number, part in enumerate(result if isinstance(result, tuple | list) else ()):
-            item = self.graph.call_function(operator.getitem, (node, number))
-            self._open |= {item} if node in self._open else set()
-            self._note(part, item)
+            self._note(part, self._call(operator.getitem, (node, number), {}))
         return result
+
+    def _call(self, target: Any, args: Any, kwargs: Any) -> Node:
+        node = self.graph.call_function(target, args, kwargs)
+        if any(source in self._open for source in node.all_input_nodes):
+            self._open.add(node)
+        return node
 
     def _note(self, x: Any, node: Node) -> None:
         """Let a node stand for a tensor from now on."""

@@ -308,7 +308,7 @@ class _Rollout(torch.autograd.Function):
         path, *kept = torch.ops.vinppl.rollout(*tensors, plan, True)
         ctx.save_for_backward(*tensors, *kept)
         ctx.plan = plan
-        return path  # type: ignore[no-any-return]
+        return path
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

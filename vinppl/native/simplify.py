@@ -127,17 +127,13 @@ def _scaled(module: GraphModule, node: Node) -> Any:
 def _joined(module: GraphModule, node: Node) -> Any:
     """Return what a concatenation of neighbouring slices was cut from."""
     parts, dim = arguments_of(node)
-    cuts = [_cut(part) for part in parts]
-    sources = {cut.source for cut in cuts if cut is not None}
-    dims = {cut.dim for cut in cuts if cut is not None}
-    if None in cuts or len(sources) != 1 or dims != {dim % len(shape_of(node))}:
-        return None
-    end = 0
-    for cut in cuts:
-        if cut is None or cut.start != end:
+    source, end = None, 0
+    for part in parts:
+        cut = _cut(part)
+        if cut is None or cut[1:3] != (dim % len(shape_of(node)), end) or source not in (None, cut.source):
             return None
-        end = cut.end
-    return cuts[0].source if cuts[0] is not None else None
+        source, end = cut.source, cut.end
+    return source
 
 
 def _filled_in(module: GraphModule, node: Node) -> Any:

@@ -362,7 +362,7 @@ def _external(s: Scalariser, node: Any, index: tuple[int, ...]) -> Expression:
     key = (node, index[:-1])
     if key not in s.calls:
         s.calls.append(key)
-    return s.graph.force(s.calls.index(key), index[-1], place)  # type: ignore[arg-type]
+    return s.graph.force(s.calls.index(key), index[-1], place)
 
 
 def _slot(

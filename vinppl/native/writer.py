@@ -7,6 +7,7 @@ that read it. A `Writer` knows where everything lies; a `Body` is the inside of 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -221,7 +222,8 @@ class Body(Elements):
     def other(self, node: Node, index: Index) -> Expression:
         """Return an element of a range of numbers; nothing else is worked out where it is read."""
         if node.target is not aten.arange.start_step:
-            raise Unsupported(f"the operation {node.target}")
+            operation: Any = node.args[0] if node.target is operator.getitem else node
+            raise Unsupported(f"the operation {operation.target}")
         start, _, step, *_ = arguments_of(node)
         place = index[0] * step + start
         if isinstance(place, int):
