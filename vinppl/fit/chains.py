@@ -6,10 +6,10 @@ import abc
 import hashlib
 import multiprocessing
 import os
-import queue
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -190,30 +190,36 @@ def _run_here(jobs: Sequence[ChainJob]) -> Generator[tuple[int, Message], None, 
 def _run_in_processes(jobs: Sequence[ChainJob], workers: int) -> Generator[tuple[int, Message], None, None]:
     """Run the jobs in forked processes, `workers` at a time, and yield their messages."""
     context = multiprocessing.get_context("fork")
-    messages: Any = context.Queue()
-    processes = [
-        context.Process(target=_work, args=(jobs[w::workers], messages, os.getpid()), daemon=True)
-        for w in range(workers)
-    ]
-    for process in processes:
+    processes: list[Any] = []
+    readers: list[Any] = []
+    for w in range(workers):
+        # A pipe each: a process that is killed leaves no lock behind that the others wait for.
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(jobs[w::workers], writer, os.getpid()), daemon=True)
         process.start()
+        writer.close()  # so that the pipe ends with its process
+        processes.append(process)
+        readers.append(reader)
     open_jobs = {job.index for job in jobs}
     try:
-        while open_jobs:
-            try:
-                index, message = messages.get(timeout=1.0)
-            except queue.Empty:
-                if not any(process.is_alive() for process in processes) and messages.empty():
-                    raise RuntimeError("a chain's process ended without a result; was it killed?") from None
-                continue
-            if isinstance(message, OSError):
-                raise message
-            if isinstance(message, str):
-                raise RuntimeError(f"chain {index} failed:\n{message}")
-            if isinstance(message, dict):
-                open_jobs.discard(index)
-                message = {key: torch.as_tensor(value) for key, value in message.items()}
-            yield index, message
+        while open_jobs and readers:
+            ready: list[Any] = connection.wait(readers)
+            for end in ready:
+                try:
+                    index, message = end.recv()
+                except EOFError:
+                    readers.remove(end)
+                    continue
+                if isinstance(message, OSError):
+                    raise message
+                if isinstance(message, str):
+                    raise RuntimeError(f"chain {index} failed:\n{message}")
+                if isinstance(message, dict):
+                    open_jobs.discard(index)
+                    message = {key: torch.as_tensor(value) for key, value in message.items()}
+                yield index, message
+        if open_jobs:
+            raise RuntimeError("a chain's process ended without a result; was it killed?")
     finally:
         for process in processes:
             if open_jobs and process.is_alive():
@@ -231,12 +237,12 @@ def _work(jobs: Sequence[ChainJob], messages: Any, parent: int) -> None:
             for message in job.run():
                 if isinstance(message, dict):  # numpy arrays travel by value, tensors by file descriptor
                     message = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in message.items()}
-                if os.getppid() != parent:  # killed; nobody reads the queue any more
+                if os.getppid() != parent:  # killed; nobody reads the pipe any more
                     os._exit(1)
-                messages.put((index, message))
+                messages.send((index, message))
     except KeyboardInterrupt:
         return
     except OSError as error:
-        messages.put((index, error))
+        messages.send((index, error))
     except Exception:
-        messages.put((index, traceback.format_exc()))
+        messages.send((index, traceback.format_exc()))
