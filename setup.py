@@ -36,6 +36,7 @@ setup(
     package_data={"vinppl": ["py.typed"]},
     install_requires=[
         "arviz>=0.20",
+        "distributed>=2024.8",
         "h5netcdf>=1.3",
         "h5py>=3.10",
         "llvmlite>=0.45",

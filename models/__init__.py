@@ -1,6 +1,8 @@
 """The suite: one readable Pyro program per file, installed as `vinppl.models`."""
 
 from vinppl.models.duffing import Duffing, DuffingConfig
+from vinppl.models.free_dynamics import FreeDynamics, FreeDynamicsConfig
+from vinppl.models.hamiltonian import HamiltonianStates, HamiltonianStatesConfig
 from vinppl.models.hierarchical import Hierarchical, HierarchicalConfig
 from vinppl.models.mass_spring import MassSpring, MassSpringConfig
 from vinppl.models.noisy_states import NoisyStates, NoisyStatesConfig
@@ -9,6 +11,10 @@ from vinppl.models.pendulum import Pendulum, PendulumConfig
 __all__ = [
     "Duffing",
     "DuffingConfig",
+    "FreeDynamics",
+    "FreeDynamicsConfig",
+    "HamiltonianStates",
+    "HamiltonianStatesConfig",
     "Hierarchical",
     "HierarchicalConfig",
     "MassSpring",

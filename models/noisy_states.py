@@ -12,6 +12,7 @@ initial_position            q0           (N, dim)      real       Normal(0, 2 x 
 initial_velocity            v0           (N, dim)      real       Normal(0, 2 x rms v)
 potential.network.weight_l  theta        per layer     real       point estimate, or
 potential.network.bias_l                                          Normal(0, s / sqrt(fan-in))
+potential.network.output    theta        (K,)          real       SphericalStudentT(2, s)
 mass                        M            ()            > 0        fixed at 1
 damping.coefficient         c            ()            > 0        none (no damping)
 velocity_gain               -            ()            > 0        none (gain 1)
@@ -19,15 +20,17 @@ noise_scale                 sigma        (C,)          > 0        LogNormal(log 
 obs                         y            (N, T, C)     real       observed
 ==========================  ===========  ============  =========  ========================
 
-The initial states are amortised: the guide's encoder reads the whole window. With weights as point
-estimates the forecast bands carry the uncertainty of initial states and noise, not of the potential;
-`weight_prior_scale` adds the weights. From a motion alone only U/M is defined, so the mass is one.
+In SVI the initial states are amortised: the guide's encoder reads the whole window. With weights as
+point estimates the forecast bands carry the uncertainty of initial states and noise, not of the
+potential. Two options add it: `potential="random_features"`, a network whose `output` layer alone is
+latent (NUTS samples it in seconds; the bands are then calibrated), and `weight_prior_scale`, which
+makes every weight latent. From a motion alone only U/M is defined, so the mass is one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyro
 import torch
@@ -35,17 +38,26 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from vinppl._checks import require, require_choice
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, VelocityGain, make_emission
-from vinppl.estimates import first_states, noise_estimate, pretrain_potential
+from vinppl.estimates import first_states, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
+from vinppl.nn import RandomFeatures
 from vinppl.potentials import NeuralPotential
+from vinppl.pretraining import pretrain_potential, regress_weights
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, state_scales
 from vinppl.state import PhaseState, Trajectory
 
 __all__ = ["NoisyStates", "NoisyStatesConfig"]
+
+
+REACH = 16 / 3
+"""Unit of the length scale on a line, in root mean squares. The prior's amplitude follows from it: the
+curvature of a squared-exponential process of length l and amplitude A has the scale sqrt(3) A / l^2, and
+that of the potential is about v_rms^2 / q_rms^2 in any oscillation, which is one in the network's units."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,12 @@ class NoisyStatesConfig:
         integrator: `velocity_verlet` (VIN-VV), `stormer_verlet` (VIN-SV), `so2` (VIN-SO(2)) or another.
         angles: indices of coordinates that are angles; the network then sees their sine and cosine.
             `None` takes every coordinate with `so2` and those marked in the data otherwise.
+        potential: `network`, trained as a whole, or `random_features`, a layer of fixed sine units whose
+            output weights are latent (see `vinppl.nn.RandomFeatures`).
+        num_features: units of `random_features`.
+        length_scale: of `random_features`: distance over which the potential varies, in 16/3 times the
+            root mean square of a coordinate (so that it is smooth where the data are, and goes on as it
+            left them), or in radii of the circle.
         hidden_sizes: widths of the hidden layers of the potential.
         activation: activation of the potential. The paper's is tanh; softplus, whose potential grows
             linearly beyond the data, forecasts better from little data.
@@ -74,6 +92,9 @@ class NoisyStatesConfig:
 
     integrator: str = "velocity_verlet"
     angles: tuple[int, ...] | None = None
+    potential: Literal["network", "random_features"] = "network"
+    num_features: int = 32
+    length_scale: float = 1.5
     hidden_sizes: tuple[int, ...] = (128,)
     activation: str = "softplus"
     weight_prior_scale: float | None = None
@@ -102,18 +123,8 @@ class NoisyStates(PyroModule):
     def __init__(self, data: Trajectories, config: NoisyStatesConfig = NoisyStatesConfig()) -> None:
         super().__init__()
         self.config = config
-        q_scale, v_scale = state_scales(data)
-        potential = NeuralPotential(
-            self._manifold(data),
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            weight_prior_scale=config.weight_prior_scale,
-            input_scale=float(q_scale.mean()),
-            energy_scale=float(v_scale.square().mean()),
-            generator=torch.Generator().manual_seed(config.network_seed),
-        )
         self.vin = VIN(
-            potential,
+            self._potential(data),
             mass=1.0 if config.mass is None else log_normal(*config.mass),
             forces=[] if config.damping is None else [LinearDamping(log_normal(*config.damping))],
             integrator=config.integrator,
@@ -131,6 +142,40 @@ class NoisyStates(PyroModule):
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
         self.to(data.values.dtype).to(data.values.device)
+
+    def _potential(self, data: Trajectories) -> NeuralPotential:
+        config, manifold = self.config, self._manifold(data)
+        require_choice("potential", config.potential, ("network", "random_features"))
+        q_scale, v_scale = state_scales(data)
+        generator = torch.Generator().manual_seed(config.network_seed)
+        energy_scale = float(v_scale.square().mean())
+        if config.potential == "random_features":
+            require(
+                config.weight_prior_scale is None,
+                "weight_prior_scale must be None with random features, whose weights have their own prior",
+                config.weight_prior_scale,
+            )
+            reach = 1.0 if all(manifold.periodic) else REACH
+            network = RandomFeatures(
+                manifold.num_features,
+                config.num_features,
+                length_scale=config.length_scale,
+                amplitude=(reach * config.length_scale) ** 2 / 3**0.5,
+                generator=generator,
+            )
+            input_scale = reach * float(q_scale.mean())
+            return NeuralPotential(
+                manifold, network=network, input_scale=input_scale, energy_scale=energy_scale
+            )
+        return NeuralPotential(
+            manifold,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            weight_prior_scale=config.weight_prior_scale,
+            input_scale=float(q_scale.mean()),
+            energy_scale=energy_scale,
+            generator=generator,
+        )
 
     def _manifold(self, data: Trajectories) -> Manifold:
         angles = self.config.angles
@@ -156,10 +201,14 @@ class NoisyStates(PyroModule):
 
     def pretrain(self, data: Trajectories) -> None:
         """Move the potential near the accelerations seen in the data, before any rollout."""
-        if self.config.weight_prior_scale is None:
+        if self.config.weight_prior_scale is None and self.config.potential == "network":
             pretrain_potential(self.vin.potential, data)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of initial states and noise, to start inference from."""
         q0, v0 = first_states(data)
-        return {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data)}
+        values = {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data)}
+        potential = self.vin.potential
+        if isinstance(potential, NeuralPotential) and isinstance(potential.network, RandomFeatures):
+            values["potential.network.output"] = regress_weights(potential, data)
+        return values

@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from example_data import simulated, with_gaps
+from example_data import ragged, simulated, with_gaps
 from pyro import poutine
 from pyro.distributions import HalfNormal, MultivariateNormal, Normal
 from torch import Tensor
@@ -22,8 +22,9 @@ from vinppl.draws import (
     prototype,
     seeded,
     trace_batch,
+    trajectory_log_prob,
 )
-from vinppl.models import Hierarchical, MassSpring, Pendulum
+from vinppl.models import Hierarchical, MassSpring, NoisyStates, Pendulum
 from vinppl.posterior import prior_draws
 
 
@@ -214,3 +215,65 @@ def test_pointwise_log_likelihood_of_the_suite(noise: Any) -> None:
         trace.compute_log_prob()
         expected = float(trace.nodes["obs"]["log_prob_sum"])
         assert float(pointwise[i].sum()) == pytest.approx(expected, rel=1e-6)
+
+
+# Densities of trajectories
+
+MODELS = {
+    "spring": lambda d: MassSpring(d),
+    "pendulum, noise with memory": lambda d: Pendulum(d, Pendulum.Config(noise="ar1")),
+    "point estimates": lambda d: NoisyStates(d, NoisyStates.Config(hidden_sizes=(4,))),
+    "random features": lambda d: NoisyStates(
+        d, NoisyStates.Config(potential="random_features", num_features=5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:.*neural potential with weights of several particles")
+def test_densities_of_trajectories_add_up(name: str) -> None:
+    data = ragged(with_gaps(simulated("mass_spring")))
+    model = MODELS[name](data)
+    draws = prior_draws(model, data, 4)
+    found = trajectory_log_prob(model, draws, data)
+    assert found.shape == (4, 3)
+    for i in range(4):
+        conditioned = poutine.condition(model, {site: value[i] for site, value in draws.items()})
+        with torch.no_grad():
+            trace = poutine.trace(conditioned).get_trace(data)
+            trace.compute_log_prob()
+        own = ("initial_position", "initial_velocity", "obs")
+        by_hand = torch.stack([trace.nodes[site]["log_prob"] for site in own]).sum(0)
+        # One step of a batch differs from one alone by rounding, which a large residual over a small noise
+        # scale magnifies.
+        torch.testing.assert_close(found[i], by_hand, rtol=1e-8, atol=1e-8)
+        shared = sum(trace.nodes[site]["log_prob_sum"] for site in draws if site not in own)
+        assert float(found[i].sum() + shared) == pytest.approx(float(trace.log_prob_sum()), rel=1e-8)
+
+
+def test_densities_of_trajectories_use_the_learned_parameters() -> None:
+    data = simulated("mass_spring")
+    first, second = (MODELS["point estimates"](data) for _ in range(2))
+    draws = prior_draws(first, data, 3)
+    parameters = {k: v.detach() + 0.3 for k, v in first.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in second.named_parameters():
+            parameter.copy_(parameters[name])
+    pyro.clear_param_store()
+    expected = trajectory_log_prob(second, draws, data)
+    pyro.clear_param_store()
+    assert not torch.allclose(trajectory_log_prob(first, draws, data), expected)
+    found = trajectory_log_prob(first, draws, data, parameters=stored(parameters))
+    assert torch.equal(found, expected)
+
+
+def stored(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters by the names under which Pyro stores them."""
+    return {name.removeprefix("vin.").removesuffix("_unconstrained"): v for name, v in parameters.items()}
+
+
+def test_a_model_with_other_plates_has_no_densities_of_trajectories() -> None:
+    data = simulated(observe=("position",))
+    draws = prior_draws(nested, data, 2)
+    with pytest.raises(ValueError, match="trajectories must be the only plate of the model; got 2 plates"):
+        trajectory_log_prob(nested, draws, data)

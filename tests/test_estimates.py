@@ -9,9 +9,7 @@ import torch
 from example_data import driven, ragged, simulated, with_gaps
 
 from vinppl.data import Trajectories
-from vinppl.estimates import first_states, force_regression, local_states, noise_estimate, pretrain_potential
-from vinppl.manifolds import Euclidean
-from vinppl.potentials import NeuralPotential
+from vinppl.estimates import first_states, force_regression, local_states, noise_estimate
 
 
 def cubic(times: torch.Tensor) -> Trajectories:
@@ -103,12 +101,3 @@ def test_first_states_are_measured_where_they_can_be() -> None:
     masked = dataclasses.replace(data, mask=late, values=torch.where(late, data.values, 0.0))
     q_late, _ = first_states(masked)
     assert float(q_late[0]) == pytest.approx(float(q[0]), abs=0.05)
-
-
-def test_pretraining_explains_the_accelerations() -> None:
-    data = simulated(num_times=60, step_size=0.05, noise_scale=1e-3)
-    potential = NeuralPotential(
-        Euclidean(1), hidden_sizes=(20,), generator=torch.Generator().manual_seed(0)
-    ).double()
-    assert pretrain_potential(potential, data, num_steps=600, learning_rate=0.02) < 0.1
-    assert all(parameter.grad is None for parameter in potential.parameters())

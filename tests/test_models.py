@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+import warnings
 from typing import Any
 
 import arviz as az
@@ -18,6 +19,7 @@ from pyro.infer import Trace_ELBO
 import vinppl.models
 from vinppl.data import Trajectories
 from vinppl.draws import latent_sites, predict, prototype
+from vinppl.errors import ConvergenceWarning, PerformanceWarning
 from vinppl.export import get_group, read_result, write_result
 from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
 from vinppl.forecast import extend, forecast
@@ -29,7 +31,8 @@ SUITE = {
     if isinstance(getattr(vinppl.models, name), type) and hasattr(getattr(vinppl.models, name), "Config")
 }
 SYSTEM = {"MassSpring": "mass_spring", "Duffing": "duffing"}  # others are pendulums
-SMALL: dict[str, dict[str, Any]] = {"NoisyStates": {"hidden_sizes": (4,)}}
+NETWORKS = ("FreeDynamics", "HamiltonianStates", "NoisyStates")
+SMALL: dict[str, dict[str, Any]] = {name: {"hidden_sizes": (4,)} for name in NETWORKS}
 
 pytestmark = [
     # Priors are wide: some of their trajectories run away, which Pyro's validation remarks on.
@@ -54,7 +57,7 @@ def has_option(name: str, option: str) -> bool:
 
 
 def test_the_suite_is_found() -> None:
-    assert set(SUITE) == {"Duffing", "Hierarchical", "MassSpring", "NoisyStates", "Pendulum"}
+    assert set(SUITE) == {*NETWORKS, "Duffing", "Hierarchical", "MassSpring", "Pendulum"}
 
 
 # Shapes
@@ -123,6 +126,17 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("NoisyStates", {"integrator": "so2", "hidden_sizes": (4, 3), "activation": "tanh"}),
     ("NoisyStates", {"weight_prior_scale": 1.0, "damping": (0.1, 1.0), "mass": (1.0, 0.1)}),
     ("NoisyStates", {"integrator": "stormer_verlet", "initial_scale": (1.0, 2.0), "noise_scale": (0.1, 1.0)}),
+    ("NoisyStates", {"potential": "random_features", "num_features": 5}),
+    (
+        "NoisyStates",
+        {"potential": "random_features", "num_features": 5, "integrator": "so2", "damping": (0.1, 1.0)},
+    ),
+    ("FreeDynamics", {"dynamics": "feed_forward", "weight_prior_scale": 1.0}),
+    ("FreeDynamics", {"dynamics": "feed_forward", "max_step_size": 0.05, "angles": ()}),
+    ("FreeDynamics", {"dynamics": "ode", "hidden_sizes": (4, 3), "weight_prior_scale": 1.0}),
+    ("FreeDynamics", {"max_step_size": 0.03, "activation": "softplus", "angles": ()}),
+    ("HamiltonianStates", {"hidden_sizes": (4, 3), "weight_prior_scale": 1.0, "max_step_size": 0.06}),
+    ("HamiltonianStates", {"angles": (), "initial_scale": (1.0, 2.0)}),
 ]
 
 
@@ -141,7 +155,8 @@ def test_shapes_of_options(name: str, options: dict[str, Any]) -> None:
 
 def test_two_coordinates() -> None:
     data = simulated("coupled_oscillators")
-    for name in ("MassSpring", "NoisyStates"):
+    for name in ("MassSpring", *NETWORKS):
+        pyro.clear_param_store()  # two of the networks have the same site names
         check_trace(name, build(name, data), data)
     data = simulated("coupled_oscillators", num_times=10)
     check_trace("Hierarchical", build("Hierarchical", data, system="spring"), data)
@@ -178,7 +193,8 @@ def test_prior_predictive_is_finite(name: str) -> None:
     # Duffing model's prior does. The others grow at most exponentially.
     share = torch.isfinite(predicted["states"]).flatten(1).all(1).double().mean()
     assert float(share) >= (0.2 if name == "Duffing" else 1.0)
-    assert predicted["energy"].shape == (50, 3, 12)
+    if name != "FreeDynamics":  # which has none
+        assert predicted["energy"].shape == (50, 3, 12)
 
 
 @every_model
@@ -236,8 +252,6 @@ def check_arviz(posterior: Any, data: Trajectories) -> None:
     if not bool(data.mask.all()):
         assert pointwise.dims == ("chain", "draw", "observation")
         assert pointwise.shape[-1] == data.num_observed
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # draws of an unfinished fit are no posterior, and it says so
         result = az.loo(posterior)
@@ -286,6 +300,8 @@ def test_default_fit_explains_the_data(name: str) -> None:
         ("integrator", "leapfrogs", "integrator must be one of"),
         ("noise_spread", 0.0, "scale of a half-normal prior must be positive"),
         ("system", "top", "system must be one of"),
+        ("dynamics", "newtonian", "dynamics must be one of"),
+        ("potential", "spline", "potential must be one of network, random_features"),
         ("max_step_size", -0.1, "max_step_size must be"),
         ("hidden_sizes", (0,), "hidden"),
         ("activation", "sine", "activation must be one of"),
@@ -347,7 +363,11 @@ def everything(name: str, data: Trajectories) -> list[Any]:
         "Duffing": {"offset": 0.1},
         "Hierarchical": {"system": "spring"},
         "NoisyStates": {"mass": (1.0, 0.1), "damping": (0.1, 1.0), "weight_prior_scale": 1.0},
+        "FreeDynamics": {"weight_prior_scale": 1.0},
+        "HamiltonianStates": {"weight_prior_scale": 1.0},
     }
+    if has_option(name, "potential"):
+        found.append(build(name, data, potential="random_features", num_features=4))
     if has_option(name, "velocity_gain"):
         found.append(build(name, data, velocity_gain=0.1))
     return [*found, build(name, data, **extra[name])]
@@ -375,6 +395,28 @@ def test_the_docstring_begins_with_equations_and_lists_the_sites(name: str) -> N
             assert table[site][1] != latent, site
 
 
+@pytest.mark.parametrize("dynamics", ["feed_forward", "residual", "ode"])
+def test_shapes_and_gradients_of_free_dynamics(dynamics: str) -> None:
+    data = ragged(with_gaps(data_for("FreeDynamics")))
+    model = build("FreeDynamics", data, dynamics=dynamics)
+    check_trace("FreeDynamics", model, data)
+    model.pretrain(data)
+    pyro.clear_param_store()
+    poutine.trace(poutine.condition(model, model.initial_values(data))).get_trace(
+        data
+    ).log_prob_sum().backward()
+    for key, parameter in model.named_parameters():
+        assert bool((parameter.grad != 0).any()), key
+
+
+def test_a_feed_forward_model_needs_equal_steps() -> None:
+    data = data_for("FreeDynamics")
+    times = data.times.clone()
+    times[:, 6:] += 0.05
+    with pytest.raises(ValueError, match=r"takes steps of 0\.1 only; got one of 0\.15"):
+        build("FreeDynamics", data, dynamics="feed_forward")(dataclasses.replace(data, times=times))
+
+
 def test_elbo_of_vectorised_particles_is_that_of_a_loop() -> None:
     data = simulated("mass_spring")
     model = build("MassSpring", data)
@@ -393,3 +435,62 @@ def test_elbo_of_vectorised_particles_is_that_of_a_loop() -> None:
         model, guide, data
     )
     assert loop == pytest.approx(batch, rel=1e-12)
+
+
+# Random features
+
+
+def random_features(data: Trajectories, **options: Any) -> Any:
+    return build("NoisyStates", data, **({"potential": "random_features", "num_features": 6} | options))
+
+
+@pytest.mark.filterwarnings("ignore:.*neural potential with weights of several particles")
+@pytest.mark.parametrize("integrator", ["velocity_verlet", "so2"])
+def test_random_features_start_near_the_data_and_are_not_trained(integrator: str) -> None:
+    data = data_for("NoisyStates", num_times=40, step_size=0.05, noise_scale=0.01)
+    model = random_features(data, integrator=integrator, num_features=32)
+    values = model.initial_values(data)
+    assert values["potential.network.output"].shape == (32,)
+    model.pretrain(data)
+    assert [name for name, _ in model.named_parameters()] == []
+    states = predict(model, {k: v.unsqueeze(0) for k, v in values.items()}, data)["states"][0]
+    # Two seconds from rough estimates: nearer than no motion at all.
+    error, size = (states - data.values).square().mean((0, 1)), data.values.square().mean((0, 1))
+    assert bool((error < size).all())
+
+
+@pytest.mark.parametrize("integrator", ["velocity_verlet", "so2"])
+def test_nuts_of_random_features_is_compiled(integrator: str) -> None:
+    data = data_for("NoisyStates", num_times=20, step_size=0.05)
+    model = random_features(data, integrator=integrator)
+    options = MCMCOptions(num_chains=1, num_warmup=20, num_draws=10, start="values", max_tree_depth=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PerformanceWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # thirty draws do not converge
+        result = fit_mcmc(model, data, options)
+    assert result.engine == "nutpie"
+    assert result.draws["potential.network.output"].shape == (1, 10, 6)
+    assert all(bool(torch.isfinite(value).all()) for value in result.draws.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*neural potential with weights of several particles")
+@pytest.mark.parametrize("guide", ["full_rank", "mean_field", "low_rank"])
+@pytest.mark.parametrize("start", ["values", "mode"])
+def test_svi_of_random_features(guide: Any, start: Any) -> None:
+    data = data_for("NoisyStates", num_times=20, step_size=0.05)
+    model = random_features(data)
+    result = fit_svi(model, data, SVIOptions(guide=guide, num_steps=5, start=start, num_particles=2))
+    draws = result.sample(7)
+    assert draws["potential.network.output"].shape == (7, 6)
+    assert all(bool(torch.isfinite(value).all()) for value in draws.values())
+
+
+def test_bad_options_of_random_features() -> None:
+    data = data_for("NoisyStates")
+    for options, message in (
+        ({"num_features": 0}, "num_units must be at least 1"),
+        ({"length_scale": 0.0}, "length_scale must be positive"),
+        ({"weight_prior_scale": 1.0}, "weight_prior_scale must be None with random features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            random_features(data, **options)

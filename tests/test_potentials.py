@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vinppl.manifolds import Circle, Manifold, Torus
+from vinppl.dynamics import VIN
+from vinppl.manifolds import Circle, Euclidean, Manifold, Torus
+from vinppl.nn import RandomFeatures
 from vinppl.parameters import Learned
 from vinppl.potentials import (
     AbstractPotential,
@@ -23,14 +25,26 @@ from vinppl.potentials import (
     NeuralPotential,
     PendulumPotential,
 )
+from vinppl.state import PhaseState
 from vinppl.systems import CoupledOscillators, Duffing, Kepler, Pendulum
 from vinppl.testing import check_potential
+from vinppl.timegrid import TimeGrid
 
 Q = torch.tensor([[0.3, -0.7, 1.1], [1.5, 0.2, -0.4]], dtype=torch.float64)
 
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(2)
+
+
+MIXED = Manifold((True, False, True))
+
+
+def random_features(manifold: Manifold, **options: float) -> NeuralPotential:
+    """A potential of random features with fixed output weights (without, every `bind` draws new ones)."""
+    network = RandomFeatures(manifold.num_features, 8, generator=seeded())
+    network.output = torch.randn(8, generator=seeded())
+    return NeuralPotential(manifold, network=network, **options)
 
 
 POTENTIALS: dict[str, Callable[[], AbstractPotential]] = {
@@ -51,6 +65,9 @@ POTENTIALS: dict[str, Callable[[], AbstractPotential]] = {
     "neural_mixed": lambda: NeuralPotential(
         Manifold((True, False, True)), hidden_sizes=(8,), input_scale=3.0, generator=seeded()
     ),
+    "random_features1": lambda: random_features(Euclidean(1), input_scale=2.0, energy_scale=3.0),
+    "random_features_circle": lambda: random_features(Circle()),
+    "random_features_mixed": lambda: random_features(MIXED, input_scale=3.0, energy_scale=0.5),
     "neural_bayesian": lambda: NeuralPotential(2, hidden_sizes=(4,), weight_prior_scale=1.0),
     "function": lambda: FunctionPotential(
         lambda q, a, b: (a * q**4).sum(-1) + (b * q).sum(-1).cos(),
@@ -216,6 +233,10 @@ def test_bad_functions_and_options() -> None:
         KeplerPotential(dim=1)
     with pytest.raises(ValueError, match="input_scale must be positive; got 0"):
         NeuralPotential(1, input_scale=0)
+    with pytest.raises(ValueError, match="network must take the 2 features of the manifold; got one of 1 in"):
+        NeuralPotential(Circle(), network=RandomFeatures(1))
+    with pytest.raises(ValueError, match="the network must be RandomFeatures; got ScalarMLP"):
+        NeuralPotential(1).feature_gradients(torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"stiffness must have shape \(2,\)"):
         Harmonic(torch.ones(3), dim=2)
 
@@ -232,3 +253,53 @@ def test_an_input_scale_rescales_lines_only() -> None:
     )
     q = torch.randn(5, 2)
     torch.testing.assert_close(scaled.value(q), plain.value(q * torch.tensor([0.5, 1.0])))
+
+
+# Random features
+
+MANIFOLDS = {"line": Euclidean(1), "plane": Euclidean(2), "circle": Circle(), "mixed": MIXED}
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_gradients_of_features_add_up_to_the_gradient(name: str) -> None:
+    manifold = MANIFOLDS[name]
+    potential = random_features(manifold, input_scale=2.0, energy_scale=3.0)
+    q = 2 * torch.randn(5, manifold.dim)
+    columns = potential.feature_gradients(q)
+    assert columns.shape == (8, 5, manifold.dim)
+    weights = potential.network.output
+    # Rounding of a sum of eight products of size ten, in another order.
+    expected = potential.bind().gradient(q)
+    torch.testing.assert_close(torch.einsum("k,knd->nd", weights, columns), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "integrator"),
+    [
+        ("line", "velocity_verlet"),
+        ("plane", "stormer_verlet"),
+        ("plane", "verlet4"),
+        ("circle", "so2"),
+        ("mixed", "velocity_verlet"),
+    ],
+)
+def test_compiled_rollouts_of_random_features_agree_with_the_reference(
+    manifold: str, integrator: str
+) -> None:
+    space = MANIFOLDS[manifold]
+    output = torch.randn(8)
+    grid = TimeGrid.regular(20, 0.05)
+    q, v = 0.5 * torch.randn(4, space.dim), 0.5 * torch.randn(4, space.dim)
+    found = []
+    for backend in ("auto", "reference"):  # warnings are errors: what is not compiled would say so
+        leaves = [x.clone().requires_grad_() for x in (output, q, v)]
+        potential = random_features(space, input_scale=1.3, energy_scale=1.7)
+        potential.network.output = leaves[0]
+        vin = VIN(potential, integrator=integrator, backend=backend)  # type: ignore[arg-type]
+        path = vin(PhaseState(leaves[1], leaves[2]), grid)
+        loss = path.q.sin().sum() + path.v.square().sum()
+        found.append([path.q.detach(), path.v.detach(), *torch.autograd.grad(loss, leaves)])
+    for compiled, reference in zip(*found, strict=True):
+        assert float(reference.abs().max()) > 1e-3
+        # A second of motion: rounding grows by some e^5 at most.
+        torch.testing.assert_close(compiled, reference, rtol=1e-10, atol=1e-10)

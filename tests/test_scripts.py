@@ -30,6 +30,7 @@ from vinppl.data import write_csv
 from vinppl.export import get_group, read_result
 from vinppl.simulate import simulate
 from vinppl.systems import system
+from vinppl.trials import read_table
 
 FOLDER = Path(__file__).parents[1] / "inference"
 
@@ -40,6 +41,7 @@ SCRIPTS = {
     "mcmc.py": ["--num-chains INT", "R-hat needs at least two", "--columns.position", "--set NAME=VALUE"],
     "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
     "demo.py": ["--out PATH", "--quick"],
+    "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
 }
 
 SVI = ["--num-steps", "30", "--check-every", "10", "--num-draws", "40"]
@@ -253,6 +255,24 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert "$ python inference/svi.py" in out
     assert (tmp_path / "demo" / "comparison.png").stat().st_size > 10_000
     assert set(pd.read_csv(tmp_path / "demo" / "scores.csv")["model"]) >= {"VIN-SV", "VIN-SO(2)"}
+
+
+def test_the_noisy_study_scores_every_model_and_reads_what_it_has_already(tmp_path: Path) -> None:
+    arguments = ("study_noisy.py", "--quick", "--num-workers", "2", "--out", "study")
+    out, err = run(tmp_path, *arguments)
+    assert "failed" not in out + err
+    table = read_table(tmp_path / "study" / "noisy_states.csv")
+    assert len(table.groupby(["system", "model"])) == 32
+    assert set(table["start"]) == {"inferred", "true"}
+    assert np.isfinite(table.drop(columns=["model", "system", "start", "span"])).all(axis=None)
+    assert bool((table.loc[table["model"] == "oracle", "skill"] == 1).all())
+    ten = table[(table["start"] == "inferred") & (table["span"] == "to")].set_index(["system", "model"])
+    for name in ("mass_spring", "pendulum"):  # structure shows even after so little training
+        assert ten.loc[name, "vin_vv_nuts"]["crps"] < ten.loc[name, "hnn_derivatives"]["crps"]
+    began = time.monotonic()
+    again, _ = run(tmp_path, *arguments)
+    assert "done" not in again.partition("rmse")[0]
+    assert time.monotonic() - began < 60
 
 
 # Interruptions

@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vinppl._checks import require
+from vinppl.rollout import without_energy
 
 __all__ = [
     "Draws",
@@ -26,6 +27,7 @@ __all__ = [
     "pointwise_log_likelihood",
     "predict",
     "seeded",
+    "trajectory_log_prob",
     "without_singletons",
 ]
 
@@ -193,7 +195,8 @@ def predict(
     trace = prototype(model, data)
     chunks: list[Draws] = []
     num_draws = next(iter(draws.values())).shape[0]
-    with learned(model, data, parameters), seeded(seed), torch.no_grad():
+    skip = contextlib.nullcontext() if sites is None or "energy" in sites else without_energy()
+    with learned(model, data, parameters), seeded(seed), torch.no_grad(), skip:
         for start in range(0, num_draws, chunk_size):
             part = {name: value[start : start + chunk_size] for name, value in draws.items()}
             ran, size, nesting = _run(free, part, (data,), trace)
@@ -238,12 +241,44 @@ def pointwise_log_likelihood(
     observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic", False)]
     chunks: list[Draws] = []
     num_draws = next(iter(draws.values())).shape[0]
-    with learned(model, data, parameters), torch.no_grad():
+    with learned(model, data, parameters), torch.no_grad(), without_energy():
         for start in range(0, num_draws, chunk_size):
             part = {name: value[start : start + chunk_size] for name, value in draws.items()}
             ran, size, nesting = _run(model, part, (data,), trace)
             chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def trajectory_log_prob(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Return the log density of what belongs to each trajectory: its latent sites and its measurements.
+
+    Args:
+        model: Pyro model of one argument, the data, without plates inside of the plate `trajectory`.
+        draws: latent sites, each `(num_draws, *plates, *event)`; they run as one batch.
+        data: the measurements.
+        parameters: learned parameters of the model, unconstrained, by name.
+
+    Returns:
+        Shape `(num_draws, trajectories)`.
+    """
+    trace = prototype(model, data)
+    with learned(model, data, parameters), torch.no_grad(), without_energy():
+        ran, num_draws, nesting = _run(model, draws, (data,), trace)
+        require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
+        ran.compute_log_prob()
+    own = [
+        site
+        for site in ran.nodes.values()
+        if site["type"] == "sample" and -1 in _own_plates(site) and not site["infer"].get("_deterministic")
+    ]
+    total = sum(site["log_prob"] for site in own)
+    return torch.as_tensor(total).expand(num_draws, data.num_trajectories)
 
 
 def _entries(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:

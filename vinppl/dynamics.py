@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import pyro
-import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from vinppl.integrators import AbstractIntegrator, Mechanics, make_integrator
 from vinppl.mass import MassSpec, bind_mass, declare_mass
 from vinppl.parameters import Component, Spec
 from vinppl.potentials import AbstractPotential, BoundPotential
-from vinppl.rollout import BACKENDS, Backend, rollout
+from vinppl.rollout import BACKENDS, Backend, record_path, rollout
 from vinppl.state import PhaseState, Trajectory, check_phase_state
 from vinppl.timegrid import TimeGrid
 
@@ -162,12 +160,5 @@ class VIN(Component):
         return energy.movedim(0, -1)
 
     def record(self, trajectory: Trajectory) -> None:
-        """Store the path as deterministic site `states` and, outside of inference, its `energy`.
-
-        `states` has shape `(*batch, time, 2 dim)`: positions, then velocities. The energy
-        costs an evaluation of the potential everywhere, so it is left out while gradients
-        are recorded (inference) and stored under `torch.no_grad()` (forecasts).
-        """
-        pyro.deterministic("states", torch.cat([trajectory.q, trajectory.v], dim=-1), event_dim=2)
-        if not torch.is_grad_enabled():
-            pyro.deterministic("energy", self.energy(trajectory), event_dim=1)
+        """Store the path and, outside of inference, its energy; see `vinppl.rollout.record_path`."""
+        record_path(trajectory, self.energy)

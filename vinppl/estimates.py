@@ -16,7 +16,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
-    from vinppl.potentials import AbstractPotential
 
 __all__ = [
     "LocalStates",
@@ -24,7 +23,6 @@ __all__ = [
     "force_regression",
     "local_states",
     "noise_estimate",
-    "pretrain_potential",
 ]
 
 
@@ -75,7 +73,7 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
     powers = torch.stack([x**k for k in range(DEGREE + 1)], dim=-1)  # value of the cubic
     slopes = torch.stack([k * x ** max(k - 1, 0) for k in range(DEGREE + 1)], dim=-1)
     power = (data.values.square() * data.mask).sum((0, 1)) / data.mask.sum((0, 1)).clamp_min(1)
-    size = power.sqrt().clamp_min(torch.finfo(t.dtype).tiny ** 0.5)
+    size = torch.where(power > 0, power.sqrt(), 1.0)
     fits, enough = [], torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
     misfit = torch.zeros(data.num_channels, dtype=t.dtype, device=t.device)
     for coordinate in range(data.dim):
@@ -168,36 +166,3 @@ def force_regression(
         return torch.zeros(len(features), dtype=data.values.dtype, device=data.values.device)
     design = torch.stack([feature(states).reshape(-1) for feature in features], dim=-1)
     return torch.linalg.lstsq(design, states.a.reshape(-1, 1), driver="gelsd").solution.squeeze(-1)
-
-
-def pretrain_potential(
-    potential: AbstractPotential, data: Trajectories, *, num_steps: int = 500, learning_rate: float = 3e-3
-) -> float:
-    """Fit a learned potential to accelerations estimated along the record, for unit mass.
-
-    Costs no rollout, and leaves the potential where rollouts of some length stay near the data.
-
-    Args:
-        potential: a potential whose parameters are point estimates; changed in place.
-        data: the measurements.
-        num_steps: Adam steps over all stretches at once.
-        learning_rate: of Adam, decaying to zero.
-
-    Returns:
-        Share of the variance of the accelerations that the potential leaves unexplained.
-    """
-    states = local_states(data)
-    parameters = [p for p in potential.parameters() if p.requires_grad]
-    if states.t.numel() == 0 or not parameters:
-        return 1.0
-    scale = states.a.square().mean().clamp_min(1e-12)
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
-    loss = torch.ones(())
-    for step in range(num_steps):
-        optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
-        optimiser.zero_grad()
-        loss = (potential.bind().gradient(states.q) + states.a).square().mean() / scale
-        loss.backward()
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return float(loss.detach())

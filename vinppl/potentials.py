@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from vinppl._checks import require
 from vinppl.manifolds import Euclidean, Manifold
-from vinppl.nn import Activation, ScalarMLP
+from vinppl.nn import Activation, RandomFeatures, ScalarMLP
 from vinppl.parameters import Component, Spec, align
 
 __all__ = [
@@ -244,12 +244,14 @@ class NeuralPotential(AbstractPotential):
         hidden_sizes: widths of the hidden layers; the paper's is one layer of 1000.
         activation: name or `Activation`; see `vinppl.nn`.
         weight_prior_scale: see `ScalarMLP`; `None` gives point estimates.
+        network: another network of the manifold's features, such as `RandomFeatures`; the three arguments
+            above and `generator` are then not used.
         input_scale: typical size of a Euclidean coordinate; inputs are divided by it.
         energy_scale: typical size of V; the network's output is multiplied by it.
         generator: random generator of the initial weights.
 
     Sites:
-        `network.weight_0`, ... (parameters, or latent with a weight prior).
+        `network.weight_0`, ... (parameters, or latent with a weight prior), or those of `network`.
     """
 
     def __init__(
@@ -259,6 +261,7 @@ class NeuralPotential(AbstractPotential):
         hidden_sizes: Sequence[int] = (1000,),
         activation: str | Activation = "tanh",
         weight_prior_scale: float | None = None,
+        network: ScalarMLP | RandomFeatures | None = None,
         input_scale: float = 1.0,
         energy_scale: float = 1.0,
         generator: torch.Generator | None = None,
@@ -269,21 +272,52 @@ class NeuralPotential(AbstractPotential):
         require(energy_scale > 0, "energy_scale must be positive", energy_scale)
         self.energy_scale = float(energy_scale)
         self.input_scale = 1.0 if all(self.manifold.periodic) else float(input_scale)
-        self.network = ScalarMLP(
-            self.manifold.num_features,
-            hidden_sizes,
-            activation=activation,
-            weight_prior_scale=weight_prior_scale,
-            generator=generator,
+        if network is None:
+            network = ScalarMLP(
+                self.manifold.num_features,
+                hidden_sizes,
+                activation=activation,
+                weight_prior_scale=weight_prior_scale,
+                generator=generator,
+            )
+        require(
+            network.num_inputs == self.manifold.num_features,
+            f"network must take the {self.manifold.num_features} features of the manifold",
+            f"one of {network.num_inputs} inputs",
         )
+        self.network = network
+
+    def feature_gradients(self, q: Tensor) -> Tensor:
+        """Return dV/dq of every random feature alone, `(count, dim) -> (num_units, count, dim)`.
+
+        Their sum, each times its output weight, is the gradient that `bind` gives.
+
+        Raises:
+            ValueError: if the network is not one of `RandomFeatures`.
+        """
+        network = self.network
+        require(
+            isinstance(network, RandomFeatures), "the network must be RandomFeatures", type(network).__name__
+        )
+        scale = self._feature_scale()
+        x = scale * self.manifold.features(q)
+        slopes = (x @ network.weight_0.mT + network.bias_0).cos()  # (count, num_units)
+        on_features = self.energy_scale * scale * slopes.mT.unsqueeze(-1) * network.weight_0.unsqueeze(1)
+        return self.manifold.pull_back(q.expand(*on_features.shape[:-1], self.manifold.dim), on_features)
+
+    def _feature_scale(self) -> Tensor:
+        return torch.tensor(self._factors(), dtype=self.dtype, device=self._reference.device)
+
+    def _factors(self) -> tuple[float, ...]:
+        manifold = self.manifold
+        num_lines = manifold.dim - sum(manifold.periodic)
+        return (1 / self.input_scale,) * num_lines + (1.0,) * (manifold.num_features - num_lines)
 
     def bind(self) -> BoundPotential:
         """Read every weight of the network."""
         network = self.network.bind()
         manifold, energy = self.manifold, self.energy_scale
-        num_lines = manifold.dim - sum(manifold.periodic)
-        factors = (1 / self.input_scale,) * num_lines + (1.0,) * (manifold.num_features - num_lines)
-        scale = torch.tensor(factors, dtype=self.dtype, device=self._reference.device)
+        scale = self._feature_scale()
         slope_scale = energy * scale
 
         def network_value(q: Tensor) -> Tensor:
@@ -298,7 +332,7 @@ class NeuralPotential(AbstractPotential):
             network.biases,
             self.network.activation_name,
             manifold,
-            factors,
+            self._factors(),
             energy,
         )
         return BoundPotential(network_value, force)

@@ -1,10 +1,13 @@
-"""The one loop over time: every trajectory of the library comes from `rollout`."""
+"""The one loop over time: every trajectory of the library comes from `rollout`; how models store one."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Literal
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from vinppl.native import compiled_path
 from vinppl.state import PhaseState, Trajectory
 from vinppl.timegrid import TimeGrid
 
-__all__ = ["BACKENDS", "Backend", "rollout"]
+__all__ = ["BACKENDS", "Backend", "record_path", "rollout", "without_energy"]
 
 Backend = Literal["auto", "reference"]
 """How the loop is run. `reference` is plain torch; `auto` compiles the step where it can (on a CPU, in
@@ -69,6 +72,35 @@ def rollout(
         with torch.no_grad():
             _raise_unsolved(system, initial, grid, integrator, accelerations)
     return Trajectory(grid.times, q, v)
+
+
+_energy_wanted: ContextVar[bool] = ContextVar("energy_wanted", default=True)
+
+
+@contextlib.contextmanager
+def without_energy() -> Iterator[None]:
+    """Leave the energy out of what models record in a block that does not look at it."""
+    token = _energy_wanted.set(False)
+    try:
+        yield
+    finally:
+        _energy_wanted.reset(token)
+
+
+def record_path(trajectory: Trajectory, energy: Callable[[Trajectory], Tensor] | None = None) -> None:
+    """Store a path as deterministic site `states` and, outside of inference, its `energy`.
+
+    `states` has shape `(*batch, time, 2 dim)`: positions, then velocities. The energy
+    costs an evaluation of the system everywhere, so it is left out while gradients
+    are recorded (inference) and stored under `torch.no_grad()` (forecasts) outside of `without_energy`.
+
+    Args:
+        trajectory: the path.
+        energy: energy of a path, `(*batch, time)`; `None` for a system that has none.
+    """
+    pyro.deterministic("states", torch.cat([trajectory.q, trajectory.v], dim=-1), event_dim=2)
+    if energy is not None and _energy_wanted.get() and not torch.is_grad_enabled():
+        pyro.deterministic("energy", energy(trajectory), event_dim=1)
 
 
 def _reference_path(

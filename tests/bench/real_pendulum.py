@@ -23,6 +23,7 @@ import pandas as pd
 from vinppl.diagnostics import convergence
 from vinppl.export import get_group, read_result
 from vinppl.scores import forecast_arrays, forecast_scores
+from vinppl.trials import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -58,6 +59,18 @@ ROWS = {
         "mcmc.py",
         "Pendulum",
         [*DAMPED, "noise=ar1", "velocity_gain=0.1", "max_step_size=0.09"],
+        [],
+    ),
+    "VIN-VV, random features, learned damping, NUTS": (
+        "mcmc.py",
+        "NoisyStates",
+        [
+            "potential=random_features",
+            "damping=[0.03,1.5]",
+            "noise=ar1",
+            "velocity_gain=0.1",
+            "max_step_size=0.09",
+        ],
         [],
     ),
 }
@@ -168,11 +181,8 @@ def agreement(svi: Path, nuts: Path) -> pd.DataFrame:
 
 def write(table: pd.DataFrame, name: str) -> None:
     """Write a table with the command and commit that made it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    path = ROOT / "notebooks" / "results" / name
-    command = f"# command: python tests/bench/real_pendulum.py {' '.join(sys.argv[1:])}\n"
-    head = f"{command}# seed: 0; commit: {commit.stdout.strip()}\n"
-    path.write_text(head + table.to_csv(index=False, float_format="%.5g"))
+    command = f"python tests/bench/real_pendulum.py {' '.join(sys.argv[1:])}"
+    write_table(table, ROOT / "notebooks" / "results" / name, command=command, seeds=[0])
     print(table.to_string())
 
 

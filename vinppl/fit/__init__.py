@@ -1,10 +1,12 @@
-"""Fitting: SVI and MCMC on the same models."""
+"""Fitting: SVI and MCMC on the same models, and regression on derivatives for baselines."""
 
+from vinppl.fit.derivatives import DerivativeFit, fit_derivatives
 from vinppl.fit.mcmc import MCMCOptions, MCMCProgress, MCMCResult, fit_mcmc
-from vinppl.fit.starts import Start, find_start, laplace_covariance, starting_values
+from vinppl.fit.starts import Start, find_start, fit_point, laplace_covariance, starting_values
 from vinppl.fit.svi import SVIOptions, SVIResult, SVIStep, fit_svi
 
 __all__ = [
+    "DerivativeFit",
     "MCMCOptions",
     "MCMCProgress",
     "MCMCResult",
@@ -13,7 +15,9 @@ __all__ = [
     "SVIStep",
     "Start",
     "find_start",
+    "fit_derivatives",
     "fit_mcmc",
+    "fit_point",
     "fit_svi",
     "laplace_covariance",
     "starting_values",

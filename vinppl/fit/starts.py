@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
@@ -168,6 +169,14 @@ def fit_point(
     Returns:
         The latent sites at the mode.
     """
+    # A store of its own: models of the same site names must not read one another's parameters.
+    with pyro.get_param_store().scope():
+        return _fit_point(model, data, horizons, max_iterations, weight_decay)
+
+
+def _fit_point(
+    model: Any, data: Trajectories, horizons: Sequence[float], max_iterations: int, weight_decay: float
+) -> dict[str, Tensor]:
     values = starting_values(model, data)
     learned = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in learned]

@@ -34,7 +34,7 @@ from vinppl.fit.pretrain import pretrain_encoder
 from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
 from vinppl.guides import GUIDES, INITIAL_SITES, AmortisedGuide, FullRankGuide, GuideName, make_guide
 from vinppl.logdensity import LogDensity
-from vinppl.nn import ScalarMLP
+from vinppl.nn import AbstractMLP
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
@@ -473,7 +473,7 @@ def _network_parameters(module: Any) -> Iterator[Tensor]:
     """Yield the parameters of a model or guide that are weights of networks."""
     if isinstance(module, torch.nn.Module):
         for child in module.modules():
-            if isinstance(child, ScalarMLP | torch.nn.Linear | torch.nn.LSTM | torch.nn.Conv2d):
+            if isinstance(child, AbstractMLP | torch.nn.Linear | torch.nn.LSTM | torch.nn.Conv2d):
                 yield from child.parameters(recurse=False)
 
 

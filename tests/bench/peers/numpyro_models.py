@@ -15,6 +15,9 @@ import numpyro
 from jax import Array
 from numpyro.distributions import HalfNormal, LogNormal, Normal
 
+# A kernel begins with a draw from the prior, where a softening spring may run away; checks also cost time.
+numpyro.enable_validation(False)
+
 Model = Callable[[], None]
 
 

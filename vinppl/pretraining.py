@@ -1,0 +1,157 @@
+"""Teaching networks on rough estimates of states and accelerations, before anything is rolled out.
+
+A rollout of a network that knows nothing leaves the data at once, and its gradients say little. Fitting
+the network to what `vinppl.estimates.local_states` reads off the record costs no rollout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vinppl.estimates import LocalStates, local_states
+
+if TYPE_CHECKING:
+    from vinppl.baselines import AbstractBaseline
+    from vinppl.data import Trajectories
+    from vinppl.potentials import AbstractPotential, NeuralPotential
+
+__all__ = ["descend", "pretrain_baseline", "pretrain_potential", "regress_weights"]
+
+
+def pretrain_potential(
+    potential: AbstractPotential, data: Trajectories, *, num_steps: int = 500, learning_rate: float = 3e-3
+) -> float:
+    """Fit a learned potential to accelerations estimated along the record, for unit mass.
+
+    Costs no rollout, and leaves the potential where rollouts of some length stay near the data.
+
+    Args:
+        potential: a potential whose parameters are point estimates; changed in place.
+        data: the measurements.
+        num_steps: Adam steps over all stretches at once.
+        learning_rate: of Adam, decaying to zero.
+
+    Returns:
+        Share of the variance of the accelerations that the potential leaves unexplained.
+    """
+    states = local_states(data)
+    scale = states.a.square().mean().clamp_min(1e-12)
+
+    def misfit() -> Tensor:
+        return (potential.bind().gradient(states.q) + states.a).square().mean() / scale
+
+    return _pretrain(potential, misfit, states, num_steps, learning_rate)
+
+
+def pretrain_baseline(
+    dynamics: AbstractBaseline, data: Trajectories, *, num_steps: int = 500, learning_rate: float = 3e-3
+) -> float:
+    """Fit a learned field or map to the states and their changes estimated along the record.
+
+    Args:
+        dynamics: a baseline whose parameters are point estimates; changed in place.
+        data: the measurements.
+        num_steps: Adam steps over all stretches at once.
+        learning_rate: of Adam, decaying to zero.
+
+    Returns:
+        Share of the mean square of velocities and accelerations that is left unexplained, their mean.
+    """
+    states = local_states(data)
+    scales = [x.square().mean().clamp_min(1e-12) for x in (states.v, states.a)]
+
+    def misfit() -> Tensor:
+        errors = dynamics.residuals(states.q, states.v, states.a)
+        return torch.stack([e.square().mean() / s for e, s in zip(errors, scales, strict=True)]).mean()
+
+    return _pretrain(dynamics, misfit, states, num_steps, learning_rate)
+
+
+def _pretrain(
+    module: torch.nn.Module,
+    misfit: Callable[[], Tensor],
+    states: LocalStates,
+    num_steps: int,
+    learning_rate: float,
+) -> float:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if states.t.numel() == 0 or not parameters:
+        return 1.0
+    return descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)[-1]
+
+
+def descend(
+    parameters: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    final_share: float = 0.0,
+    weight_decay: float = 0.0,
+) -> list[float]:
+    """Minimise a loss by Adam and return its values before every step.
+
+    Args:
+        parameters: what to move, in place.
+        loss: function of the parameters' present values.
+        num_steps: number of steps.
+        learning_rate: the first step size; later ones change linearly.
+        final_share: share of it that the step size goes to; 1 keeps it.
+        weight_decay: coefficient of half the squared parameters.
+    """
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    losses = []
+    for step in range(num_steps):
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 - (1 - final_share) * step / num_steps)
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        optimiser.step()
+        losses.append(float(value.detach()))
+    optimiser.zero_grad(set_to_none=True)
+    return losses
+
+
+MAX_REGRESSED = 500
+"""Stretches of the record at most that `regress_weights` looks at."""
+
+
+def regress_weights(potential: NeuralPotential, data: Trajectories) -> Tensor:
+    """Return output weights of random features that explain the record's accelerations, for unit mass.
+
+    Bayesian linear regression: the size of the weights and the scatter of the accelerations are those
+    of the largest evidence on a small grid.
+
+    Args:
+        potential: a `NeuralPotential` on `RandomFeatures`.
+        data: the measurements.
+
+    Returns:
+        Weights for the site `network.output`, shape `(num_units,)`; zeros if the record is too short.
+    """
+    states = local_states(data)
+    keep = torch.linspace(0, max(0, states.t.numel() - 1), min(MAX_REGRESSED, states.t.numel())).long()
+    q, target = states.q[keep], states.a[keep].reshape(-1)
+    columns = -potential.feature_gradients(q).flatten(1).mT  # (count * dim, num_units)
+    if target.numel() == 0:
+        return columns.new_zeros(columns.shape[-1])
+    # In the singular vectors of the columns the evidence of every pair is a sum, whatever their rank.
+    left, size, right = torch.linalg.svd(columns, full_matrices=False)
+    along = left.mT @ target
+    beyond, free = (target - left @ along).square().sum(), target.numel() - len(size)
+    best = (-math.inf, columns.new_zeros(columns.shape[-1]))
+    for amplitude in (0.25, 0.5, 1.0, 2.0, 4.0):
+        gain = (amplitude * potential.network.prior_scale) ** 2 * size
+        prior = gain * size
+        for share in (0.01, 0.03, 0.1, 0.3, 0.6):
+            scatter = (share * target.square().mean()).clamp_min(torch.finfo(target.dtype).tiny)
+            misfit = (along.square() / (prior + scatter)).sum() + beyond / scatter
+            evidence = -0.5 * float(misfit + (prior + scatter).log().sum() + free * scatter.log())
+            if evidence > best[0]:
+                best = (evidence, right.mT @ (gain * along / (prior + scatter)))
+    return best[1]
