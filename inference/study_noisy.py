@@ -47,7 +47,9 @@ from vinppl.models import (
     Pendulum,
     PendulumConfig,
 )
+from vinppl.plotting import save_figure
 from vinppl.simulate import simulate
+from vinppl.study_plots import plot_example_forecasts, plot_scores_by_horizon
 from vinppl.systems import system
 from vinppl.trials import Trial, print_progress, run_trials, table, write_table
 
@@ -69,8 +71,8 @@ class Config:
         num_variant_seeds: repetitions of the variants (see `Kind`).
         num_test: new trajectories to forecast.
         num_draws: predictive draws.
-        num_workers: processes on this machine; one for each core by default.
-        scheduler: address of a dask scheduler to send the trials to.
+        num_workers: processes on this machine; 0 takes one for each core.
+        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
         quick: two seeds, few trajectories and draws, small networks: to try the machinery.
     """
 
@@ -81,8 +83,8 @@ class Config:
     num_variant_seeds: int = 3
     num_test: int = 20
     num_draws: int = 100
-    num_workers: int | None = None
-    scheduler: str | None = None
+    num_workers: int = 0
+    scheduler: str = ""
     quick: bool = False
 
 
@@ -99,14 +101,18 @@ def main(config: Config) -> None:
         trials(config),
         config.out,
         version=VERSION,
-        scheduler=config.scheduler,
-        num_workers=config.num_workers,
+        scheduler=config.scheduler or None,
+        num_workers=config.num_workers or None,
         on_result=print_progress,
     )
-    frame = with_skill(table(results))
+    rows = table(results)
+    examples = rows[rows["span"] == EXAMPLE].dropna(axis="columns", how="all")
+    frame = with_skill(rows[rows["span"] != EXAMPLE])
     command = f"python inference/study_noisy.py {' '.join(sys.argv[1:])}"
     path = config.out / "noisy_states.csv"
     write_table(frame, path, command=command, seeds=range(config.num_seeds))
+    for name, figure in figures(frame, examples).items():
+        save_figure(figure, config.out / f"{name}.png")
     print(summary(frame).to_string(float_format="%.3g"))
     print(f"\n{path} ({time.monotonic() - began:.0f} s in this call)")
 
@@ -153,18 +159,22 @@ def trial(
         trained = time.process_time()
         truth = torch.cat([path.q, path.v], dim=-1)
         states = {
-            start: torch.cat([run(m, test, truth, max(1, num_draws // len(members))) for m in members])
+            start: torch.cat([run(m, test, truth, wanted(m, num_draws, len(members))) for m in members])
             for start, run in (("inferred", from_measurements), ("true", from_truth))
         }
     common = {
         "train_seconds": trained - began,
         "forecast_seconds": time.process_time() - trained,
     }
-    return [
-        {"model": model, "system": system_name, "size": size, "seed": seed, "start": start, **row, **common}
+    future = truth[:, MEASURED - 1 :].numpy()
+    rows = [
+        {"start": start, **row, **common}
         for start, drawn in states.items()
-        for row in score(truth_of, drawn.numpy(), truth[:, MEASURED - 1 :].numpy(), start)
+        for row in score(truth_of, drawn.numpy(), future, start)
     ]
+    if seed == 0:
+        rows += example(truth_of, states["inferred"].numpy()[:, 0], future[0])
+    return [{"model": model, "system": system_name, "size": size, "seed": seed, **row} for row in rows]
 
 
 class Fit(NamedTuple):
@@ -194,7 +204,7 @@ def from_measurements(member: Member, test: Trajectories, truth: Tensor, num_dra
         member.shared,
         test.first(MEASURED),
         num_draws=num_draws,
-        num_proposals=1600 if is_random(member) else 400,
+        num_proposals=1600 if is_random(member) else 200,
         parameters=member.parameters,
     )
     return found.predict(test, sites=["states"])["states"][:, :, MEASURED - 1 :]
@@ -209,6 +219,11 @@ def from_truth(member: Member, test: Trajectories, truth: Tensor, num_draws: int
     sizes = torch.ones(test.num_trajectories)
     known = Assimilated(member.model, future, states, index, member.shared, sizes, member.parameters)
     return known.predict(future, sites=["states"])["states"]
+
+
+def wanted(member: Member, num_draws: int, num_members: int) -> int:
+    """Return the draws of one member: half of them where only initial states differ."""
+    return max(1, (num_draws if is_random(member) else num_draws // 2) // num_members)
 
 
 def is_random(member: Member) -> bool:
@@ -232,12 +247,8 @@ def score(truth_of: Any, states: np.ndarray, truth: np.ndarray, start: str) -> l
     angles = np.array([*truth_of.angle_coordinates, *[False] * dim])
     states = np.nan_to_num(np.clip(states, -1e6, 1e6), nan=1e6)  # a rival may run away
     point = point_forecast(states, angles)
-    energy = [
-        truth_of.energy(*(torch.as_tensor(x[..., i]) for i in (slice(0, dim), slice(dim, None)))).numpy()
-        for x in (states, truth)
-    ]
-    ground = float(truth_of.potential(torch.zeros(1, dim)))  # at rest
-    drift = np.abs(energy[0] - energy[0][..., :1]) / (energy[1][:, :1] - ground).mean()
+    energy, true_energy = energy_of(truth_of, states), energy_of(truth_of, truth)
+    drift = np.abs(energy - energy[..., :1]) / true_energy[:, :1].mean()
     times = STEP * np.arange(truth.shape[1])
     vpt = scores.valid_prediction_time(point[:, 1:], truth[:, 1:], times[1:], periodic=angles)
     last = round(times[-1])
@@ -261,6 +272,37 @@ def score(truth_of: Any, states: np.ndarray, truth: np.ndarray, start: str) -> l
             }
         )
     return rows
+
+
+def example(truth_of: Any, states: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+    """Return the forecast of one trajectory, a row for each time, as `plot_example_forecasts` takes it.
+
+    Args:
+        truth_of: the true system, of one coordinate.
+        states: forecasts, `(draw, time, 2)`.
+        truth: what happened, `(time, 2)`.
+    """
+    bands = np.quantile(states[..., 0], (0.05, 0.5, 0.95), axis=0)
+    energies = [energy_of(truth_of, x) for x in (states, truth)]
+    energy_bands = np.quantile(energies[0], (0.05, 0.5, 0.95), axis=0)
+    error = np.sqrt(((states.mean(0) - truth) ** 2).mean(-1))
+    columns = {
+        "horizon": STEP * np.arange(len(truth)),
+        "truth": truth[:, 0],
+        **dict(zip(("low", "middle", "high"), bands, strict=True)),
+        "error": error,
+        **dict(zip(("energy_low", "energy_middle", "energy_high"), energy_bands, strict=True)),
+        "energy_truth": energies[1],
+    }
+    rows = pd.DataFrame(columns).iloc[:: 2 if len(truth) > 150 else 1]
+    return [{"start": "inferred", "span": EXAMPLE, **row} for row in rows.to_dict("records")]
+
+
+def energy_of(truth_of: Any, states: np.ndarray) -> np.ndarray:
+    """Return the true system's energy of states `(*batch, 2 dim)`, above its lowest."""
+    q, v = torch.as_tensor(states).chunk(2, dim=-1)
+    ground = truth_of.potential(torch.zeros(1, q.shape[-1], dtype=q.dtype))
+    return (truth_of.energy(q, v) - ground).numpy()
 
 
 def point_forecast(states: np.ndarray, angles: np.ndarray) -> np.ndarray:
@@ -295,6 +337,19 @@ def with_skill(frame: pd.DataFrame) -> pd.DataFrame:
         "forecast_seconds",
     ]
     return joined.assign(skill=joined["crps"] / joined["oracle"])[columns]
+
+
+def figures(frame: pd.DataFrame, examples: pd.DataFrame) -> dict[str, Any]:
+    """Return the paper's Figures 3 and 4 with bands, and the scores by horizon, for every setting."""
+    drawn = {}
+    for (name, size), part in frame[frame["span"] == "at"].groupby(["system", "size"]):
+        titles = {model: title for model, title in TITLES.items() if model in set(part["model"])}
+        drawn[f"scores_{name}_{size}"] = plot_scores_by_horizon(part, titles)
+        shown = examples[(examples["system"] == name) & (examples["size"] == size)]
+        titles = {model: title for model, title in TITLES.items() if model in set(shown["model"])}
+        if titles:
+            drawn[f"forecasts_{name}_{size}"] = plot_example_forecasts(shown, titles)
+    return drawn
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -432,7 +487,9 @@ MODELS: dict[str, Kind] = {
     "vin_vv_nuts_mass": Kind(bayesian_vin("velocity_verlet", mass=(1.0, 0.5)), is_variant=True),
     "vin_sv": Kind(point_vin("stormer_verlet"), is_variant=True),
     "vin_vv": Kind(point_vin("velocity_verlet")),
-    "vin_so2": Kind(point_vin("so2"), needs_angle=True),
+    # The paper's network for SO(2) has bounded forces; a thousand tanh units do not, and a Lie-group step
+    # has no solution where they are large. The suite's smoother default stays within reach.
+    "vin_so2": Kind(point_vin("so2", hidden_sizes=(128,), activation="softplus"), needs_angle=True),
     "feed_forward": Kind(free("feed_forward")),
     "res_rnn": Kind(free("residual")),
     "neural_ode": Kind(free("ode")),
@@ -445,7 +502,23 @@ MODELS: dict[str, Kind] = {
 }
 """Every model of the study by its name."""
 
-VERSION = "1"
+TITLES = {
+    "oracle": "known law, NUTS",
+    "vin_vv_nuts": "VIN-VV, NUTS",
+    "vin_vv": "VIN-VV",
+    "vin_so2": "VIN-SO(2)",
+    "hnn_derivatives": "HNN, derivatives",
+    "hnn": "HNN, rollouts",
+    "neural_ode": "neural ODE",
+    "res_rnn": "ResRNN",
+    "feed_forward": "feed-forward",
+}
+"""Models that figures show."""
+
+EXAMPLE = "example"
+"""Span of the rows that hold a forecast instead of its scores."""
+
+VERSION = "2"
 """To be raised when a trial computes something else, so that results of before are not mixed in."""
 
 

@@ -277,3 +277,20 @@ def test_a_model_with_other_plates_has_no_densities_of_trajectories() -> None:
     draws = prior_draws(nested, data, 2)
     with pytest.raises(ValueError, match="trajectories must be the only plate of the model; got 2 plates"):
         trajectory_log_prob(nested, draws, data)
+
+
+def test_the_energy_of_draws_is_computed_only_for_those_who_ask() -> None:
+    data = simulated("pendulum", num_times=8)
+    model = Pendulum(data)
+    asked = []  # whether a batch of draws was, and not just the one run that shows the model's sites
+    energy = model.vin.energy
+    model.vin.energy = lambda path: asked.append(path.q.ndim > 3) or energy(path)
+    draws = prior_draws(model, data, 3)
+    asked.clear()
+    assert set(predict(model, draws, data, sites=["obs", "states"])) == {"obs", "states"}
+    pointwise_log_likelihood(model, draws, data)
+    trajectory_log_prob(model, draws, data)
+    assert not any(asked)
+    assert "energy" in predict(model, draws, data, sites=["energy"])
+    assert "energy" in predict(model, draws, data)
+    assert sum(asked) == 2

@@ -64,13 +64,14 @@ LAYERS = {
     "vinppl.cli": 8.4,
     "vinppl.plotting": 9,
     "vinppl.testing": 9,
+    "vinppl.study_plots": 9.1,
     "vinppl": 10,
     "vinppl.models": 11,
 }
 
 # Third-party packages that only some modules may import.
 KEPT_TO = {
-    "matplotlib": {"vinppl.plotting"},
+    "matplotlib": {"vinppl.plotting", "vinppl.study_plots"},
     "arviz": {"vinppl.export", "vinppl.diagnostics"},
     "llvmlite": {"vinppl.native"},
     "distributed": {"vinppl.trials"},

@@ -62,7 +62,7 @@ GREY = "#6E6E6E"
 Array = NDArray[Any]
 
 
-class _DisplayedFigure(Figure):
+class DisplayedFigure(Figure):
     """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
@@ -302,7 +302,7 @@ def plot_uncertainty(forecast: InferenceData | xr.DataTree, *, trajectory: int |
     num = len(arrays.channels)
     columns = 2 if num in (2, 4) else min(3, num)
     rows = -(-num // columns)
-    figure = _DisplayedFigure(figsize=(WIDTH, 0.7 + 2.2 * rows), dpi=DPI, layout="constrained")
+    figure = DisplayedFigure(figsize=(WIDTH, 0.7 + 2.2 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
     for ax in grid[num:]:
         ax.set_axis_off()
@@ -317,7 +317,7 @@ def plot_uncertainty(forecast: InferenceData | xr.DataTree, *, trajectory: int |
             ax.axvline(0.0, color=GREY, linewidth=1, linestyle="--", label="forecast begins", zorder=1)
         ax.set_ylim(bottom=0)
         ax.margins(x=0.01)
-        _tidy(ax)
+        tidy(ax)
         ax.set_ylabel(_label(f"sd of {arrays.channels[c]}", arrays.channel_units[c]))
         if c + columns >= num:
             ax.set_xlabel(_label("horizon", arrays.time_unit))
@@ -398,7 +398,7 @@ def plot_posterior_vs_prior(
     panels = [panel for name in var_names for panel in _marginals(name, posterior[name], prior[name])]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _DisplayedFigure(figsize=(WIDTH, 0.6 + 1.9 * rows), dpi=DPI, layout="constrained")
+    figure = DisplayedFigure(figsize=(WIDTH, 0.6 + 1.9 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in grid[len(panels) :]:
         ax.set_axis_off()
@@ -537,7 +537,7 @@ def _rows(
 ) -> tuple[Figure, list[Axes]]:
     """Return a new figure of `count` rows, or the axes given and their figure."""
     if axes is None:
-        figure: Figure = _DisplayedFigure(figsize=(width, height), dpi=DPI, layout="constrained")
+        figure: Figure = DisplayedFigure(figsize=(width, height), dpi=DPI, layout="constrained")
         drawn = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
         figure.align_ylabels(drawn)
     else:
@@ -545,11 +545,11 @@ def _rows(
         drawn = list(axes)
         figure = drawn[0].figure.figure  # the root, also of a subfigure
     for ax in drawn:
-        _tidy(ax)
+        tidy(ax)
     return figure, drawn
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=4))
 

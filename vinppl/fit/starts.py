@@ -168,6 +168,10 @@ def fit_point(
 
     Returns:
         The latent sites at the mode.
+
+    Raises:
+        ValueError: if the density is not finite at the starting values on the first two samples, or one
+            sample beyond a stretch that was fitted.
     """
     # A store of its own: models of the same site names must not read one another's parameters.
     with pyro.get_param_store().scope():
@@ -180,11 +184,20 @@ def _fit_point(
     values = starting_values(model, data)
     learned = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in learned]
-    for length in _lengths(data, horizons):
+    lengths, reached = _lengths(data, horizons), 0
+    while lengths:
+        length = lengths[0]
         part = data if length >= data.num_times else data.first(length)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NumericalWarning)  # parameters are not held fixed here
-            density = LogDensity(model, part, initial_values=values)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NumericalWarning)  # parameters are not held fixed here
+                density = LogDensity(model, part, initial_values=values)
+        except ValueError:  # no finite density: a rollout beyond what was fitted may have no solution
+            if length <= max(2, reached + 1):
+                raise
+            lengths.insert(0, max(2, (reached + length) // 2))
+            continue
+        lengths, reached = lengths[1:], length
 
         def objective(u: Tensor, density: LogDensity = density) -> Tensor:
             change = sum(

@@ -1,0 +1,69 @@
+"""Figures of studies, from small tables whose shape is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vinppl.study_plots import plot_example_forecasts, plot_scores_by_horizon
+
+HORIZONS = np.arange(1.0, 11.0)
+
+
+def forecasts() -> pd.DataFrame:
+    """Return forecasts by two models, the second of which runs away."""
+    truth = np.cos(HORIZONS)
+    parts = []
+    for model, growth in (("good", 1.0), ("bad", 50.0)):
+        middle = growth * truth
+        columns = {"horizon": HORIZONS, "truth": truth, "error": np.abs(middle - truth), "middle": middle}
+        columns |= {"low": middle - 0.1, "high": middle + 0.1, "energy_truth": np.ones(10)}
+        columns |= {f"energy_{k}": growth * np.ones(10) for k in ("low", "middle", "high")}
+        parts.append(pd.DataFrame(columns).assign(model=model))
+    return pd.concat(parts)
+
+
+def scores() -> pd.DataFrame:
+    """Return scores of two models on three seeds."""
+    rows = [
+        {
+            "model": model,
+            "horizon": h,
+            "seed": seed,
+            "crps": level * h + seed,
+            "coverage_90": 0.9 - 0.1 * seed,
+        }
+        for model, level in (("a", 1.0), ("b", 2.0))
+        for seed in range(3)
+        for h in HORIZONS
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_example_forecasts_show_every_model_and_stay_in_the_frame_of_the_truth() -> None:
+    figure = plot_example_forecasts(forecasts(), {"good": "Good", "bad": "Bad"})
+    axes = np.array(figure.axes).reshape(3, 2)
+    assert [ax.get_title() for ax in axes[0]] == ["Good", "Bad"]
+    for ax in axes[0]:  # the one that runs away does not hide the truth
+        assert max(abs(y) for y in ax.get_ylim()) == pytest.approx(1.6 * np.abs(np.cos(HORIZONS)).max())
+    drawn = axes[0, 0].lines[0]
+    np.testing.assert_array_equal(drawn.get_xdata(), HORIZONS)
+    np.testing.assert_allclose(drawn.get_ydata(), np.cos(HORIZONS))
+    np.testing.assert_allclose(axes[1, 1].lines[0].get_ydata(), np.abs(49 * np.cos(HORIZONS)))
+
+
+def test_scores_by_horizon_show_the_median_over_seeds_and_the_nominal_coverage() -> None:
+    figure = plot_scores_by_horizon(scores(), {"a": "A", "b": "B"}, ("crps", "coverage_90"))
+    crps, coverage = figure.axes
+    np.testing.assert_allclose(crps.lines[0].get_ydata(), HORIZONS + 1)  # seeds 0, 1, 2: the middle one
+    np.testing.assert_allclose(crps.lines[1].get_ydata(), 2 * HORIZONS + 1)
+    assert [line.get_ydata()[0] for line in coverage.lines] == pytest.approx([0.8, 0.8, 0.9])
+    assert [text.get_text() for text in crps.get_legend().get_texts()] == ["A", "B"]
+
+
+@pytest.mark.parametrize("plot", [plot_example_forecasts, plot_scores_by_horizon])
+def test_a_model_that_the_table_lacks_is_named(plot: object) -> None:
+    frame = forecasts() if plot is plot_example_forecasts else scores()
+    with pytest.raises(ValueError, match="none of missing"):
+        plot(frame, {"missing": "?"})  # type: ignore[operator]

@@ -1,0 +1,98 @@
+"""Figures of studies: many models on the same data, from tables of scores and of forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vinppl._checks import require
+from vinppl.plotting import COLOURS, GREY, WIDTH, DisplayedFigure, tidy
+
+__all__ = ["plot_example_forecasts", "plot_scores_by_horizon"]
+
+
+def plot_example_forecasts(
+    frame: pd.DataFrame, models: Mapping[str, str], *, position: str = "position", unit: str = "s"
+) -> Figure:
+    """Plot one forecast by each of several models: its motion with a band, its error and its energy.
+
+    The layout of the VIN paper's Figures 3 and 4, with the uncertainty they leave out.
+
+    Args:
+        frame: one row for each model and time, with columns `model`, `horizon`, `truth`, `low`, `middle`
+            and `high` of a position, `error` (root mean square over coordinates), `energy_low`,
+            `energy_middle`, `energy_high` and `energy_truth`.
+        models: titles of the models to draw, by their names in the table, in this order.
+        position: label of the position.
+        unit: of time.
+
+    Raises:
+        ValueError: if the table lacks one of the models.
+    """
+    _require_models(frame, models)
+    figure = DisplayedFigure(figsize=(WIDTH * 1.6, 5.2), layout="constrained")
+    grid = figure.subplots(3, len(models), squeeze=False, sharex=True, sharey="row")
+    for column, (name, title) in zip(grid.T, models.items(), strict=True):
+        part = frame[frame["model"] == name].sort_values("horizon")
+        t = part["horizon"]
+        for ax, prefix in ((column[0], ""), (column[2], "energy_")):
+            ax.fill_between(
+                t, part[f"{prefix}low"], part[f"{prefix}high"], color=COLOURS["sky"], alpha=0.5, linewidth=0
+            )
+            ax.plot(t, part[f"{prefix}middle"], color=COLOURS["blue"], linewidth=1)
+            truth = part["truth" if not prefix else "energy_truth"]
+            ax.plot(t, truth, color=COLOURS["black"], linewidth=1, linestyle="--")
+        column[1].plot(t, part["error"], color=COLOURS["vermilion"], linewidth=1)
+        column[0].set_title(title, fontsize=9)
+        column[2].set_xlabel(f"horizon ({unit})")
+        for ax in column:
+            tidy(ax)
+    top, energy = frame["truth"].abs().max(), frame["energy_truth"].max()
+    grid[0, 0].set_ylim(-1.6 * top, 1.6 * top)  # forecasts that run away leave the frame
+    grid[2, 0].set_ylim(energy - 3 * abs(energy) - 1e-9, energy + 3 * abs(energy))
+    for ax, label in zip(grid[:, 0], (position, "RMSE", "energy"), strict=True):
+        ax.set_ylabel(label)
+    return figure
+
+
+def plot_scores_by_horizon(
+    frame: pd.DataFrame, models: Mapping[str, str], scores: Sequence[str] = ("rmse", "crps", "coverage_90")
+) -> Figure:
+    """Plot scores second by second: the median over seeds, with a band from the lowest to the highest.
+
+    Args:
+        frame: one setting of a study: rows `at` each horizon, with columns `model`, `horizon` and the scores.
+        models: titles of the models to draw, by their names in the table.
+        scores: columns to draw, one panel each; for coverages the nominal level is marked.
+
+    Raises:
+        ValueError: if the table lacks one of the models.
+    """
+    _require_models(frame, models)
+    figure = DisplayedFigure(figsize=(WIDTH * 1.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(scores), squeeze=False)[0]
+    colours = [c for name, c in COLOURS.items() if name != "yellow"]
+    for ax, score in zip(axes, scores, strict=True):
+        for i, (name, title) in enumerate(models.items()):
+            by_horizon = frame[frame["model"] == name].groupby("horizon")[score]
+            middle, low, high = by_horizon.median(), by_horizon.min(), by_horizon.max()
+            colour = colours[i % len(colours)]
+            ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(middle.index, middle, color=colour, linewidth=1.4, label=title)
+        if score.startswith("coverage_"):
+            ax.axhline(float(score.removeprefix("coverage_")) / 100, color=GREY, linestyle="--", linewidth=1)
+            ax.set_ylim(0, 1.02)
+        else:
+            ax.set_yscale("log")
+        ax.set_title(score.replace("_", " "), fontsize=9)
+        ax.set_xlabel("horizon (s)")
+        tidy(ax)
+    axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _require_models(frame: pd.DataFrame, models: Mapping[str, str]) -> None:
+    missing = [name for name in models if name not in set(frame["model"])]
+    require(not missing, "the table must hold every model to draw", f"none of {', '.join(missing)}")
