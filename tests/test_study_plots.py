@@ -59,7 +59,7 @@ def test_scores_by_horizon_show_the_median_over_seeds_and_the_nominal_coverage()
     np.testing.assert_allclose(crps.lines[0].get_ydata(), HORIZONS + 1)  # seeds 0, 1, 2: the middle one
     np.testing.assert_allclose(crps.lines[1].get_ydata(), 2 * HORIZONS + 1)
     assert [line.get_ydata()[0] for line in coverage.lines] == pytest.approx([0.8, 0.8, 0.9])
-    assert [text.get_text() for text in crps.get_legend().get_texts()] == ["A", "B"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
 
 
 @pytest.mark.parametrize("plot", [plot_example_forecasts, plot_scores_by_horizon])

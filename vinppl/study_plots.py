@@ -80,7 +80,8 @@ def plot_scores_by_horizon(
             middle, low, high = by_horizon.median(), by_horizon.min(), by_horizon.max()
             colour = colours[i % len(colours)]
             ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(middle.index, middle, color=colour, linewidth=1.4, label=title)
+            style = "-" if i < len(colours) else "--"
+            ax.plot(middle.index, middle, color=colour, linewidth=1.4, linestyle=style, label=title)
         if score.startswith("coverage_"):
             ax.axhline(float(score.removeprefix("coverage_")) / 100, color=GREY, linestyle="--", linewidth=1)
             ax.set_ylim(0, 1.02)
@@ -89,7 +90,8 @@ def plot_scores_by_horizon(
         ax.set_title(score.replace("_", " "), fontsize=9)
         ax.set_xlabel("horizon (s)")
         tidy(ax)
-    axes[0].legend(fontsize=7, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
     return figure
 
 
