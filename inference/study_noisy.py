@@ -73,7 +73,7 @@ class Config:
         num_draws: predictive draws.
         num_workers: processes on this machine; 0 takes one for each core.
         scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: two seeds, few trajectories and draws, small networks: to try the machinery.
+        quick: one seed, few trajectories and draws, small networks: to try the machinery.
     """
 
     out: Path = Path("runs/noisy")
