@@ -106,6 +106,8 @@ def main(config: Config) -> None:
         on_result=print_progress,
     )
     rows = table(results)
+    if rows.empty:
+        raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
     examples = rows[rows["span"] == EXAMPLE].dropna(axis="columns", how="all")
     frame = with_skill(rows[rows["span"] != EXAMPLE])
     command = f"python inference/study_noisy.py {' '.join(sys.argv[1:])}"
@@ -243,8 +245,7 @@ def score(truth_of: Any, states: np.ndarray, truth: np.ndarray, start: str) -> l
         truth: what happened, `(trajectory, time, 2 dim)`.
         start: where forecasts begin.
     """
-    dim = truth.shape[-1] // 2
-    angles = np.array([*truth_of.angle_coordinates, *[False] * dim])
+    angles = angles_of(truth_of)
     states = np.nan_to_num(np.clip(states, -1e6, 1e6), nan=1e6)  # a rival may run away
     point = point_forecast(states, angles)
     energy, true_energy = energy_of(truth_of, states), energy_of(truth_of, truth)
@@ -285,7 +286,10 @@ def example(truth_of: Any, states: np.ndarray, truth: np.ndarray) -> list[dict[s
     bands = np.quantile(states[..., 0], (0.05, 0.5, 0.95), axis=0)
     energies = [energy_of(truth_of, x) for x in (states, truth)]
     energy_bands = np.quantile(energies[0], (0.05, 0.5, 0.95), axis=0)
-    error = np.sqrt(((states.mean(0) - truth) ** 2).mean(-1))
+    angles = angles_of(truth_of)
+    difference = point_forecast(states, angles) - truth
+    difference[:, angles] = np.angle(np.exp(1j * difference[:, angles]))  # the shorter way round
+    error = np.sqrt((difference**2).mean(-1))
     columns = {
         "horizon": STEP * np.arange(len(truth)),
         "truth": truth[:, 0],
@@ -296,6 +300,11 @@ def example(truth_of: Any, states: np.ndarray, truth: np.ndarray) -> list[dict[s
     }
     rows = pd.DataFrame(columns).iloc[:: 2 if len(truth) > 150 else 1]
     return [{"start": "inferred", "span": EXAMPLE, **row} for row in rows.to_dict("records")]
+
+
+def angles_of(truth_of: Any) -> np.ndarray:
+    """Return which entries of a state (positions, then velocities) are angles."""
+    return np.array([*truth_of.angle_coordinates, *[False] * truth_of.dim])
 
 
 def energy_of(truth_of: Any, states: np.ndarray) -> np.ndarray:
