@@ -39,6 +39,7 @@ from vinppl.trials import (
 from vinppl.trials.local import MAX_FUTILE, LocalWorkers
 from vinppl.trials.workers import _Workers
 
+DASHBOARD_PORT = 8787  # where dask's schedulers show themselves by default
 SQUARES = [Trial(f"square-{i}", {"x": i}) for i in range(4)]
 
 
@@ -335,6 +336,15 @@ def expect_death(pid: int) -> None:
     assert not alive(pid), "a worker outlived its study"
 
 
+@contextlib.contextmanager
+def taken(port: int) -> Iterator[None]:
+    with socket.socket() as listener:
+        with contextlib.suppress(OSError):  # another process has it, which serves as well
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        yield
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
 def test_a_study_on_cores_survives_kills_interruptions_and_fatal_trials(tmp_path: Path) -> None:
     kinds = ["plain", "plain", "once", "plain", "once", "forks", "raises", "fatal", "plain"]
@@ -346,7 +356,7 @@ def test_a_study_on_cores_survives_kills_interruptions_and_fatal_trials(tmp_path
         expect_death(worker)
     assert starts(tmp_path) == {0: 1, 1: 1, 2: 1}
 
-    with study(tmp_path, **options) as process:
+    with taken(DASHBOARD_PORT), study(tmp_path, **options) as process:
         worker = wait_for(lambda: pid_of(tmp_path, 4), process)
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
         began = time.monotonic()

@@ -55,7 +55,8 @@ def run_on_cores(function: Function, trials: Sequence[Trial], num_workers: int |
 
     wanted = num_workers or len(os.sched_getaffinity(0))
     with dask.config.set(SETTINGS), _quiet(), contextlib.ExitStack() as stack:
-        hub = LocalCluster(n_workers=0, dashboard_address=None, silence_logs=logging.CRITICAL)
+        # dask's web server takes any free port; without an address it would warn where its usual one is taken.
+        hub = LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
         stack.enter_context(hub)
         client = stack.enter_context(Client(hub, set_as_default=False))
         processes = LocalWorkers(hub.scheduler_address, min(wanted, len(trials)))
