@@ -215,6 +215,7 @@ def from_measurements(member: Member, test: Trajectories, truth: Tensor, num_dra
 def from_truth(member: Member, test: Trajectories, truth: Tensor, num_draws: int) -> Tensor:
     """Forecast from the true states at the last measured sample, which no one knows; as in the paper."""
     future = test.last(test.num_times - MEASURED + 1)
+    num_draws = num_draws if is_random(member) else 1
     count = len(next(iter(member.shared.values()))) if member.shared else 1
     index = (torch.arange(num_draws) * count // num_draws).unsqueeze(-1).expand(-1, test.num_trajectories)
     states = truth[:, MEASURED - 1].expand(num_draws, -1, -1)
@@ -224,7 +225,7 @@ def from_truth(member: Member, test: Trajectories, truth: Tensor, num_draws: int
 
 
 def wanted(member: Member, num_draws: int, num_members: int) -> int:
-    """Return the draws of one member: half of them where only initial states differ."""
+    """Return how often to draw from one member: half as often where only initial states differ."""
     return max(1, (num_draws if is_random(member) else num_draws // 2) // num_members)
 
 
@@ -247,7 +248,7 @@ def score(truth_of: Any, states: np.ndarray, truth: np.ndarray, start: str) -> l
     """
     angles = angles_of(truth_of)
     states = np.nan_to_num(np.clip(states, -1e6, 1e6), nan=1e6)  # a rival may run away
-    point = point_forecast(states, angles)
+    point = scores.point_forecast(states, angles)
     energy, true_energy = energy_of(truth_of, states), energy_of(truth_of, truth)
     drift = np.abs(energy - energy[..., :1]) / true_energy[:, :1].mean()
     times = STEP * np.arange(truth.shape[1])
@@ -287,7 +288,7 @@ def example(truth_of: Any, states: np.ndarray, truth: np.ndarray) -> list[dict[s
     energies = [energy_of(truth_of, x) for x in (states, truth)]
     energy_bands = np.quantile(energies[0], (0.05, 0.5, 0.95), axis=0)
     angles = angles_of(truth_of)
-    difference = point_forecast(states, angles) - truth
+    difference = scores.point_forecast(states, angles) - truth
     difference[:, angles] = np.angle(np.exp(1j * difference[:, angles]))  # the shorter way round
     error = np.sqrt((difference**2).mean(-1))
     columns = {
@@ -312,14 +313,6 @@ def energy_of(truth_of: Any, states: np.ndarray) -> np.ndarray:
     q, v = torch.as_tensor(states).chunk(2, dim=-1)
     ground = truth_of.potential(torch.zeros(1, q.shape[-1], dtype=q.dtype))
     return (truth_of.energy(q, v) - ground).numpy()
-
-
-def point_forecast(states: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Return the mean over draws, on the circle for angles, `(trajectory, time, 2 dim)`."""
-    mean = states.mean(0)
-    circular = np.angle(np.exp(1j * states[..., angles]).mean(0))
-    mean[..., angles] = circular
-    return mean
 
 
 def with_skill(frame: pd.DataFrame) -> pd.DataFrame:

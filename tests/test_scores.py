@@ -22,6 +22,7 @@ from vinppl.scores import (
     forecast_arrays,
     forecast_scores,
     interval_width,
+    point_forecast,
     relative_energy_error,
     rmse,
     valid_prediction_time,
@@ -48,6 +49,15 @@ def test_rmse_of_angles_goes_the_shorter_way_round() -> None:
     short = 2 * np.pi - 6.2
     assert rmse(guess, truth, periodic=[True, False]) == pytest.approx(math.sqrt((short**2 + 1) / 2))
     assert rmse(guess + 2 * np.pi, truth, periodic=True) == pytest.approx(rmse(guess, truth, periodic=True))
+
+
+def test_point_forecast_averages_angles_across_the_cut() -> None:
+    draws = np.array([[3.0, 1.0], [-3.0 + 0.2, 2.0]])
+    middle = point_forecast(draws, periodic=[True, False])
+    assert rmse(middle, np.array([np.pi + 0.1, 1.5]), periodic=[True, False]) < 1e-12
+    np.testing.assert_allclose(point_forecast(draws), draws.mean(0))
+    turned = point_forecast(draws + 2 * np.pi * np.array([[1, 0], [-2, 0]]), periodic=[True, False])
+    assert rmse(turned, middle, periodic=[True, False]) < 1e-12
 
 
 @pytest.mark.parametrize("periodic", [None, True])

@@ -35,6 +35,7 @@ __all__ = [
     "forecast_arrays",
     "forecast_scores",
     "interval_width",
+    "point_forecast",
     "relative_energy_error",
     "rmse",
     "valid_prediction_time",
@@ -62,6 +63,23 @@ def rmse(prediction: ArrayLike, truth: ArrayLike, periodic: ArrayLike | None = N
     """
     guess, y = _pair(prediction, truth)
     return _root_mean_square(_difference(guess, y, periodic)[~np.isnan(y)])
+
+
+def point_forecast(draws: ArrayLike, periodic: ArrayLike | None = None) -> Array:
+    """Return the mean of predictive draws, which the RMSE of a forecast compares with the truth.
+
+    Angles are first unrolled around the draws' circular mean, so that it minimises the mean square
+    distance along the shorter way round unless draws lie half a turn from there.
+
+    Args:
+        draws: shape `(num_draws, *shape)`.
+        periodic: as in `rmse`.
+
+    Returns:
+        Shape `(*shape)`.
+    """
+    x = np.asarray(draws, dtype=np.float64)
+    return _unroll(x, np.zeros(x.shape[1:]), periodic)[0].mean(0)
 
 
 def coverage(
@@ -311,7 +329,7 @@ def forecast_scores(
     """Score a forecast at its held-out measurements, per channel and horizon.
 
     The horizon of a point is its time after the beginning of the forecast. Angles are compared along
-    the circle. The point prediction of the RMSE is the mean of the predictive draws.
+    the circle. The RMSE is that of `point_forecast`.
 
     Args:
         forecast: what `vinppl.forecast.forecast` returned.
