@@ -55,7 +55,7 @@ def run_on_cores(function: Function, trials: Sequence[Trial], num_workers: int |
 
     wanted = num_workers or len(os.sched_getaffinity(0))
     with dask.config.set(SETTINGS), _quiet(), contextlib.ExitStack() as stack:
-        # dask's web server takes any free port; without an address it would warn where its usual one is taken.
+        # dask's web server takes any free port; without an address it would warn where its usual is taken.
         hub = LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
         stack.enter_context(hub)
         client = stack.enter_context(Client(hub, set_as_default=False))
