@@ -17,11 +17,13 @@ stopped goes on.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +84,7 @@ class Config:
     num_seeds: int = 10
     num_variant_seeds: int = 3
     num_test: int = 20
-    num_draws: int = 100
+    num_draws: int = 200
     num_workers: int = 0
     scheduler: str = ""
     quick: bool = False
@@ -91,7 +93,7 @@ class Config:
 def main(config: Config) -> None:
     """Run what is missing, then write the table and draw the figures."""
     if config.quick:
-        config = replace(config, sizes=(5,), num_seeds=1, num_variant_seeds=1, num_test=4, num_draws=40)
+        config = replace(config, sizes=(5,), num_seeds=1, num_variant_seeds=1, num_test=4, num_draws=80)
     began = time.monotonic()
     unknown = sorted(set(config.models) - set(MODELS))
     if unknown:
@@ -120,19 +122,20 @@ def main(config: Config) -> None:
 
 
 def trials(config: Config) -> list[Trial]:
-    """Return all trials, seed by seed, so that a study that is stopped is still paired."""
+    """Return all trials, seed by seed and the variants last, so that a stopped study is still paired."""
     found = []
-    for seed in range(config.num_seeds):
-        for size in config.sizes:
-            for name in SYSTEMS:
-                for model in config.models or MODELS:
-                    kind = MODELS[model]
-                    late = kind.is_variant and seed >= config.num_variant_seeds
-                    if late or (kind.needs_angle and not any(system(name).angle_coordinates)):
-                        continue
-                    arguments = {"model": model, "system_name": name, "size": size, "seed": seed}
-                    arguments |= {key: getattr(config, key) for key in ("num_test", "num_draws", "quick")}
-                    found.append(Trial(f"{name}-{size}-{model}-{seed}", arguments))
+    for variants, num_seeds in ((False, config.num_seeds), (True, config.num_variant_seeds)):
+        kinds = {
+            name: MODELS[name] for name in config.models or MODELS if MODELS[name].is_variant == variants
+        }
+        settings = product(range(num_seeds), config.sizes, SYSTEMS, kinds)
+        for seed, size, name, model in settings:
+            turns = any(system(name).angle_coordinates)
+            if size > kinds[model].max_size or (kinds[model].needs_angle and not turns):
+                continue
+            arguments = {"model": model, "system_name": name, "size": size, "seed": seed}
+            arguments |= {key: getattr(config, key) for key in ("num_test", "num_draws", "quick")}
+            found.append(Trial(f"{name}-{size}-{model}-{seed}", arguments))
     return found
 
 
@@ -157,11 +160,11 @@ def trial(
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a rival that does not converge is scored as it is
-        members = MODELS[model].fit(data, Fit(system_name, seed, quick))
+        members = [member.rounded() for member in MODELS[model].fit(data, Fit(system_name, seed, quick))]
         trained = time.process_time()
         truth = torch.cat([path.q, path.v], dim=-1)
         states = {
-            start: torch.cat([run(m, test, truth, wanted(m, num_draws, len(members))) for m in members])
+            start: torch.cat([forecast(run, m, test, truth, num_draws // len(members)) for m in members])
             for start, run in (("inferred", from_measurements), ("true", from_truth))
         }
     common = {
@@ -194,6 +197,32 @@ class Member(NamedTuple):
     shared: dict[str, Tensor]
     parameters: dict[str, Tensor] | None = None
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the draws of the shared sites differ."""
+        return any(len(value) > 1 for value in self.shared.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its forecasts; that of a single network is far from what rounding does."""
+        return torch.float64 if self.is_random else torch.float32
+
+    def rounded(self) -> Member:
+        """Return it in that precision."""
+        shared = {name: value.to(self.dtype) for name, value in self.shared.items()}
+        parameters = self.parameters and {n: value.to(self.dtype) for n, value in self.parameters.items()}
+        return Member(self.model.to(self.dtype), shared, parameters)
+
+
+def forecast(run: Forecaster, member: Member, test: Trajectories, truth: Tensor, num_draws: int) -> Tensor:
+    """Forecast in the precision of the member; draw less often where only initial states differ."""
+    torch.set_default_dtype(member.dtype)
+    try:
+        count = max(1, num_draws if member.is_random else num_draws // 4)
+        return run(member, test.to(dtype=member.dtype), truth.to(member.dtype), count).double()
+    finally:
+        torch.set_default_dtype(torch.float64)
+
 
 def from_measurements(member: Member, test: Trajectories, truth: Tensor, num_draws: int) -> Tensor:
     """Forecast from the posterior of the states, given the measured windows of the new trajectories.
@@ -206,7 +235,7 @@ def from_measurements(member: Member, test: Trajectories, truth: Tensor, num_dra
         member.shared,
         test.first(MEASURED),
         num_draws=num_draws,
-        num_proposals=1600 if is_random(member) else 200,
+        num_proposals=2400 if member.is_random else 200,
         parameters=member.parameters,
     )
     return found.predict(test, sites=["states"])["states"][:, :, MEASURED - 1 :]
@@ -215,7 +244,7 @@ def from_measurements(member: Member, test: Trajectories, truth: Tensor, num_dra
 def from_truth(member: Member, test: Trajectories, truth: Tensor, num_draws: int) -> Tensor:
     """Forecast from the true states at the last measured sample, which no one knows; as in the paper."""
     future = test.last(test.num_times - MEASURED + 1)
-    num_draws = num_draws if is_random(member) else 1
+    num_draws = num_draws if member.is_random else 1
     count = len(next(iter(member.shared.values()))) if member.shared else 1
     index = (torch.arange(num_draws) * count // num_draws).unsqueeze(-1).expand(-1, test.num_trajectories)
     states = truth[:, MEASURED - 1].expand(num_draws, -1, -1)
@@ -224,14 +253,7 @@ def from_truth(member: Member, test: Trajectories, truth: Tensor, num_draws: int
     return known.predict(future, sites=["states"])["states"]
 
 
-def wanted(member: Member, num_draws: int, num_members: int) -> int:
-    """Return how often to draw from one member: half as often where only initial states differ."""
-    return max(1, (num_draws if is_random(member) else num_draws // 2) // num_members)
-
-
-def is_random(member: Member) -> bool:
-    """Return whether the draws of the shared sites differ."""
-    return any(len(value) > 1 for value in member.shared.values())
+Forecaster = Callable[[Member, Trajectories, Tensor, int], Tensor]
 
 
 # Scores
@@ -419,6 +441,12 @@ def bayesian_vin(integrator: str, **options: Any) -> Callable[[Trajectories, Fit
     return lambda data, to: [by_nuts(vin(data, to, **settings), data, to)]
 
 
+def all_weights(data: Trajectories, to: Fit) -> list[Member]:
+    """Return NUTS over every weight of a small network."""
+    options = {"hidden_sizes": (8,), "weight_prior_scale": 2.0}
+    return [by_nuts(vin(data, to, **options), data, to)]
+
+
 def variational_vin(guide: str) -> Callable[[Trajectories, Fit], list[Member]]:
     """Return a variational fit of the same VIN that NUTS samples."""
     return lambda data, to: [by_guide(vin(data, to, potential="random_features"), data, to, guide)]
@@ -474,11 +502,13 @@ class Kind(NamedTuple):
         needs_angle: whether it is only for systems that turn.
         is_variant: whether it is only compared with its like, on fewer seeds: other kinds of uncertainty,
             VIN-SV (the same map as VIN-VV in (q, v)), and a learned mass.
+        max_size: training trajectories beyond which it takes too long.
     """
 
     fit: Callable[[Trajectories, Fit], list[Member]]
     needs_angle: bool = False
     is_variant: bool = False
+    max_size: float = math.inf
 
 
 MODELS: dict[str, Kind] = {
@@ -497,6 +527,7 @@ MODELS: dict[str, Kind] = {
     "neural_ode": Kind(free("ode")),
     "hnn": Kind(lambda data, to: [by_likelihood(hamiltonian(data, to), data, to)]),
     "hnn_derivatives": Kind(by_derivatives),
+    "vin_vv_nuts_all_weights": Kind(all_weights, is_variant=True, max_size=5),
     "vin_vv_ensemble": Kind(ensemble, is_variant=True),
     "vin_vv_full_rank": Kind(variational_vin("full_rank"), is_variant=True),
     "vin_vv_low_rank": Kind(variational_vin("low_rank"), is_variant=True),
@@ -520,7 +551,7 @@ TITLES = {
 EXAMPLE = "example"
 """Span of the rows that hold a forecast instead of its scores."""
 
-VERSION = "2"
+VERSION = "3"
 """To be raised when a trial computes something else, so that results of before are not mixed in."""
 
 

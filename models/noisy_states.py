@@ -146,35 +146,39 @@ class NoisyStates(PyroModule):
     def _potential(self, data: Trajectories) -> NeuralPotential:
         config, manifold = self.config, self._manifold(data)
         require_choice("potential", config.potential, ("network", "random_features"))
-        q_scale, v_scale = state_scales(data)
-        generator = torch.Generator().manual_seed(config.network_seed)
-        energy_scale = float(v_scale.square().mean())
         if config.potential == "random_features":
             require(
                 config.weight_prior_scale is None,
                 "weight_prior_scale must be None with random features, whose weights have their own prior",
                 config.weight_prior_scale,
             )
+            q_scale, v_scale = state_scales(data)
             reach = 1.0 if all(manifold.periodic) else REACH
             network = RandomFeatures(
                 manifold.num_features,
                 config.num_features,
                 length_scale=config.length_scale,
                 amplitude=(reach * config.length_scale) ** 2 / 3**0.5,
-                generator=generator,
+                generator=torch.Generator().manual_seed(config.network_seed),
             )
-            input_scale = reach * float(q_scale.mean())
             return NeuralPotential(
-                manifold, network=network, input_scale=input_scale, energy_scale=energy_scale
+                manifold,
+                network=network,
+                input_scale=reach * float(q_scale.mean()),
+                energy_scale=float(v_scale.square().mean()),
             )
+        return self._network_potential(data, config.weight_prior_scale)
+
+    def _network_potential(self, data: Trajectories, weight_prior_scale: float | None) -> NeuralPotential:
+        q_scale, v_scale = state_scales(data)
         return NeuralPotential(
-            manifold,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            weight_prior_scale=config.weight_prior_scale,
+            self._manifold(data),
+            hidden_sizes=self.config.hidden_sizes,
+            activation=self.config.activation,
+            weight_prior_scale=weight_prior_scale,
             input_scale=float(q_scale.mean()),
-            energy_scale=energy_scale,
-            generator=generator,
+            energy_scale=float(v_scale.square().mean()),
+            generator=torch.Generator().manual_seed(self.config.network_seed),
         )
 
     def _manifold(self, data: Trajectories) -> Manifold:
@@ -205,10 +209,14 @@ class NoisyStates(PyroModule):
             pretrain_potential(self.vin.potential, data)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
-        """Return rough values of initial states and noise, to start inference from."""
+        """Return rough values of initial states, noise and latent weights, to start inference from."""
         q0, v0 = first_states(data)
         values = {"initial_position": q0, "initial_velocity": v0, "noise_scale": noise_estimate(data)}
         potential = self.vin.potential
         if isinstance(potential, NeuralPotential) and isinstance(potential.network, RandomFeatures):
             values["potential.network.output"] = regress_weights(potential, data)
+        elif self.config.weight_prior_scale is not None:
+            taught = self._network_potential(data, weight_prior_scale=None)
+            pretrain_potential(taught, data)
+            values |= {f"potential.{name}": value.detach() for name, value in taught.named_parameters()}
         return values
