@@ -20,6 +20,7 @@ TEST = [
     "ruff>=0.6",
 ]
 PARQUET = ["pyarrow>=15"]
+VIDEO = ["imageio-ffmpeg>=0.4.9"]  # brings the ffmpeg program
 BENCH = ["jax>=0.4.30", "numpyro>=0.16"]  # peers that tests/bench compares with
 
 setup(
@@ -44,6 +45,7 @@ setup(
         "numpy>=1.26",
         "nutpie>=0.16",
         "pandas>=2.1",
+        "pillow>=10",
         "pyro-ppl>=1.9",
         "scipy>=1.11",
         "scoringrules>=0.7",
@@ -52,7 +54,12 @@ setup(
         "tyro>=0.9",
         "xarray>=2025.9",
     ],
-    extras_require={"test": [*TEST, *PARQUET], "parquet": PARQUET, "bench": BENCH},
+    extras_require={
+        "test": [*TEST, *PARQUET, *VIDEO],
+        "parquet": PARQUET,
+        "video": VIDEO,
+        "bench": BENCH,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -22,7 +22,7 @@ from typing import Annotated
 from tqdm import tqdm
 from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
-from vinppl.cli import DataOptions, load_data, run_options, run_script
+from vinppl.cli import DataOptions, VideoOptions, load_data, run_options, run_script
 from vinppl.data import ColumnSpec
 from vinppl.diagnostics import convergence, summary
 from vinppl.errors import ConvergenceWarning
@@ -40,11 +40,13 @@ class Config:
     Attributes:
         model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical), or
             package.module:Name, or path/to/file.py:Name.
-        data: CSV, TXT, Parquet or NPZ file of trajectories.
+        data: CSV, TXT, Parquet or NPZ file of trajectories, or films: a GIF, MP4, AVI, MOV or MKV file, a
+            folder of numbered PNG pictures, an NPZ file of frames, or a folder of such.
         out: run folder.
         set: options of the model, for example noise=ar1 damping=[0.1,1.0].
         mcmc: how to sample.
         columns: which column is what; by default time, trajectory, q and v (or q0, q1, .. and v0, v1, ..).
+        video: how to read films.
         select: which measurements to use.
         overwrite: discard the run that OUT holds.
     """
@@ -55,13 +57,14 @@ class Config:
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
     mcmc: DisallowNone[OmitArgPrefixes[MCMCOptions]] = field(default_factory=MCMCOptions)
     columns: DisallowNone[ColumnSpec] = field(default_factory=ColumnSpec)
+    video: DisallowNone[VideoOptions] = field(default_factory=VideoOptions)
     select: DisallowNone[OmitArgPrefixes[DataOptions]] = field(default_factory=DataOptions)
     overwrite: bool = False
 
 
 def main(config: Config) -> None:
     """Sample, judge, and write the run folder."""
-    train, _ = load_data(config.data, config.columns, config.select)
+    train, _ = load_data(config.data, config.columns, config.select, config.video)
     model = build_model(config.model, train, config.set)
     folder = RunFolder(config.out)
     options = run_options("mcmc", config)

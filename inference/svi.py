@@ -12,6 +12,10 @@ A file without a header, with columns apart by spaces (the Schmidt and Lipson pe
         --columns.angle theta \\
         --set drag=[0.03,1.5] angle_offset=0.1 noise=ar1 velocity_gain=0.1 max_step_size=0.09
 
+A video of something that swings (`--video.size`, `--video.frame-rate` and others say how to read it):
+
+    python inference/svi.py --model PixelVIN --data clip.mp4 --out runs/clip --window 10 --final-window 40
+
 Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint.
 Interrupted by Ctrl-C or killed, the same command resumes to the same numbers. Forecast with
 inference/forecast.py OUT.
@@ -28,7 +32,7 @@ from typing import Annotated
 from tqdm import tqdm
 from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
-from vinppl.cli import DataOptions, load_data, run_options, run_script
+from vinppl.cli import DataOptions, VideoOptions, load_data, run_options, run_script
 from vinppl.data import ColumnSpec
 from vinppl.diagnostics import summary
 from vinppl.export import write_result
@@ -44,13 +48,15 @@ class Config:
     """Options of an SVI run.
 
     Attributes:
-        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical, NoisyStates), or
+        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical, NoisyStates, PixelVIN), or
             package.module:Name, or path/to/file.py:Name.
-        data: CSV, TXT, Parquet or NPZ file of trajectories.
+        data: CSV, TXT, Parquet or NPZ file of trajectories, or films: a GIF, MP4, AVI, MOV or MKV file, a
+            folder of numbered PNG pictures, an NPZ file of frames, or a folder of such.
         out: run folder.
         set: options of the model, for example noise=ar1 damping=[0.1,1.0].
         svi: how to fit.
         columns: which column is what; by default time, trajectory, q and v (or q0, q1, .. and v0, v1, ..).
+        video: how to read films.
         select: which measurements to use.
         num_draws: draws from the fitted guide that result.nc holds.
         overwrite: discard the run that OUT holds.
@@ -62,6 +68,7 @@ class Config:
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
     svi: DisallowNone[OmitArgPrefixes[SVIOptions]] = field(default_factory=SVIOptions)
     columns: DisallowNone[ColumnSpec] = field(default_factory=ColumnSpec)
+    video: DisallowNone[VideoOptions] = field(default_factory=VideoOptions)
     select: DisallowNone[OmitArgPrefixes[DataOptions]] = field(default_factory=DataOptions)
     num_draws: int = 1000
     overwrite: bool = False
@@ -69,7 +76,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Fit, and write the run folder."""
-    train, _ = load_data(config.data, config.columns, config.select)
+    train, _ = load_data(config.data, config.columns, config.select, config.video)
     model = build_model(config.model, train, config.set)
     folder = RunFolder(config.out)
     options = run_options("svi", config)

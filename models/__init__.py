@@ -7,6 +7,8 @@ from vinppl.models.hierarchical import Hierarchical, HierarchicalConfig
 from vinppl.models.mass_spring import MassSpring, MassSpringConfig
 from vinppl.models.noisy_states import NoisyStates, NoisyStatesConfig
 from vinppl.models.pendulum import Pendulum, PendulumConfig
+from vinppl.models.pixel_free import PixelFree, PixelFreeConfig
+from vinppl.models.pixels import PixelVIN, PixelVINConfig
 
 __all__ = [
     "Duffing",
@@ -23,4 +25,8 @@ __all__ = [
     "NoisyStatesConfig",
     "Pendulum",
     "PendulumConfig",
+    "PixelFree",
+    "PixelFreeConfig",
+    "PixelVIN",
+    "PixelVINConfig",
 ]

@@ -13,13 +13,14 @@ import pytest
 import torch
 from example_data import simulated
 
-from vinppl.cli import DataOptions, load_data, load_run, plain, rebuild, run_script
-from vinppl.data import ColumnSpec, write_csv
+from vinppl.cli import DataOptions, VideoOptions, load_data, load_run, plain, rebuild, run_script
+from vinppl.data import ColumnSpec, write_csv, write_video
 from vinppl.errors import DataError, NonFiniteError
 from vinppl.export import write_result
 from vinppl.fit import MCMCOptions, SVIOptions, fit_svi
 from vinppl.loading import build_model
 from vinppl.posterior import from_svi
+from vinppl.render import simulate_clips
 from vinppl.runs import RunFolder
 
 
@@ -49,6 +50,32 @@ def test_data_are_split_in_time(file: Path) -> None:
     assert alone.num_channels == 1
 
 
+def test_films_are_data_too(file: Path, tmp_path: Path) -> None:
+    film, _ = simulate_clips("pendulum", num_clips=1, num_times=20)
+    write_video(film.frames[0], tmp_path / "swing.gif", 10.0)
+    write_video(film.frames[0], tmp_path / "swing", 10.0)
+    for name, options in (("swing.gif", None), ("swing", VideoOptions(frame_rate=10.0))):
+        whole, none = load_data(tmp_path / name, ColumnSpec(), DataOptions(), options)
+        assert none is None
+        assert torch.equal(whole.frames, film.frames)
+    select = DataOptions(first=10, train_fraction=0.6, dtype="float32")
+    video = VideoOptions(size=(7, 14), every=2, invert=True, threshold="otsu", dim=2)
+    train, held_out = load_data(tmp_path / "swing.gif", ColumnSpec(), select, video)
+    assert held_out is not None
+    assert train.values.dtype == torch.get_default_dtype() == torch.float32
+    torch.set_default_dtype(torch.float64)
+    assert (train.num_times, held_out.num_times, train.dim) == (6, 4, 2)
+    assert train.image_shape == held_out.image_shape == (7, 14)
+    assert train.values.unique().tolist() == [0.0, 1.0]
+    with pytest.raises(DataError, match="Give frame_rate"):
+        load_data(tmp_path / "swing", ColumnSpec(), DataOptions())
+    file.rename(tmp_path / "swing" / "data.csv")
+    for picture in (tmp_path / "swing").glob("*.png"):
+        picture.unlink()
+    with pytest.raises(DataError, match=r"is a directory.*data\.csv"):
+        load_data(tmp_path / "swing", ColumnSpec(), DataOptions())
+
+
 def test_bad_data_options_are_named(file: Path) -> None:
     for options, message in (
         ({"train_fraction": 0.0}, r"train_fraction must lie in \(0, 1\]"),
@@ -69,6 +96,7 @@ def test_bad_data_options_are_named(file: Path) -> None:
         DataOptions(first=5),
         SVIOptions(num_steps=3),
         MCMCOptions(num_workers=None),
+        VideoOptions(size=(20, 30), crop=(0, 5, 0, 5), threshold="otsu", frame_rate=12.5),
     ],
 )
 def test_options_survive_json(options: Any) -> None:
@@ -132,6 +160,7 @@ class Config:
     [
         (None, None, ""),
         (DataError("row 3 is bad."), 2, "error: row 3 is bad."),
+        (ImportError("videos need a plugin"), 2, "error: videos need a plugin"),
         (NonFiniteError("the loss is not finite"), 3, "error: the loss is not finite"),
         (OSError("disk full"), 4, "error: disk full. What was written before is kept"),
         (KeyboardInterrupt(), 130, "error: interrupted. What was done is saved"),

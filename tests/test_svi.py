@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.draws import predict
-from vinppl.errors import DataError, NonFiniteError
+from vinppl.errors import DataError, NonFiniteError, SolveError
 from vinppl.export import get_group
 from vinppl.fit import SVIOptions, SVIResult, fit_svi
 from vinppl.models import MassSpring, NoisyStates, NoisyStatesConfig, Pendulum, PendulumConfig
 from vinppl.posterior import from_svi
 
-DATA = {"full_rank": 12, "mean_field": 12, "amortised": 40}
+DATA = {"full_rank": 12, "mean_field": 12, "amortised": 40, "growing": 40}
 OPTIONS = {
     "full_rank": SVIOptions(guide="full_rank", num_steps=30, check_every=5, start="values", num_particles=2),
     "mean_field": SVIOptions(
@@ -30,12 +30,22 @@ OPTIONS = {
     "amortised": SVIOptions(
         guide="amortised", num_steps=24, check_every=5, start="prior", num_particles=2, window=10
     ),
+    "growing": SVIOptions(
+        guide="amortised",
+        num_steps=24,
+        check_every=3,
+        start="prior",
+        num_particles=2,
+        window=6,
+        final_window=20,
+        kl_weight=0.5,
+    ),
 }
 
 
 def build(guide: str) -> tuple[Any, Trajectories]:
     data = simulated(num_times=DATA[guide])
-    if guide == "amortised":
+    if guide in ("amortised", "growing"):
         return NoisyStates(data, NoisyStatesConfig(hidden_sizes=(8,))), data
     return Pendulum(data), data
 
@@ -126,10 +136,63 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         fit_svi(model, data, OPTIONS["mean_field"], checkpoint=file)
 
 
+def test_windows_double_in_equal_shares_of_the_steps() -> None:
+    _, data = build("growing")
+    seen = []
+
+    def model(part: Trajectories) -> None:
+        seen.append(part.num_times)
+        with pyro.plate("trajectory", part.num_trajectories, dim=-1):
+            q = pyro.sample("initial_position", Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("initial_velocity", Normal(q, 1.0).to_event(1))
+
+    options = SVIOptions(guide="amortised", num_steps=9, start="prior", window=6, final_window=20, patience=0)
+    result = fit_svi(model, data, options)
+    assert seen[-9:] == [6] * 3 + [12] * 3 + [20] * 3
+    assert result.data.num_times == 20
+    assert result.best_step > 6, "losses of shorter windows are others"
+
+
+def test_the_divergence_is_weighted() -> None:
+    data = simulated(num_times=12)
+
+    def model(part: Trajectories) -> None:
+        x = pyro.sample("x", Normal(0.0, 1.0))
+        pyro.sample("y", Normal(x, 1.0), obs=torch.tensor(3.0))
+
+    # The mean of x minimises (3 - x)^2 / 2 + weight x^2 / 2.
+    for weight in (1.0, 0.25):
+        options = SVIOptions(
+            guide="mean_field", num_steps=600, kl_weight=weight, start="prior", learning_rate=0.05
+        )
+        draws = fit_svi(model, data, options).sample(4000)["x"]
+        assert float(draws.mean()) == pytest.approx(3 / (1 + weight), abs=0.1)
+
+
+def test_draws_without_a_solution_are_drawn_again() -> None:
+    data = simulated(num_times=12)
+    calls = []
+
+    def model(part: Trajectories) -> None:
+        calls.append(0)
+        pyro.sample("x", Normal(0.0, 1.0))
+        if len(calls) > 20 and (len(calls) % 3 or len(calls) > 200):
+            raise SolveError("no solution")
+
+    options = SVIOptions(guide="mean_field", num_steps=20, start="prior")
+    assert len(fit_svi(model, data, options).losses) == 20
+    calls[:] = [0] * 200
+    with pytest.raises(SolveError, match="no solution"):
+        fit_svi(model, data, options)
+
+
 def test_options_are_checked() -> None:
     for options, message in (
         ({"num_steps": 0}, "num_steps must be at least 1; got 0"),
         ({"window": 2}, "window must be 0 or at least 3"),
+        ({"window": 10, "final_window": 5}, "final_window must be 0 or at least window"),
+        ({"final_window": 5}, "final_window must be 0 or at least window"),
+        ({"kl_weight": -1.0}, "kl_weight must not be negative"),
         ({"learning_rate": -0.1}, "learning rates must be positive"),
         ({"learning_rate": 0.1, "final_learning_rate": 0.2}, "must not grow"),
         ({"patience": -1}, "patience must not be negative"),

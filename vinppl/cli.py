@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vinppl._checks import require
 from vinppl.checkpoint import load_checkpoint
-from vinppl.data import ColumnSpec, Trajectories, read_trajectories
+from vinppl.data import ColumnSpec, Trajectories, is_video, read_trajectories, read_video
 from vinppl.draws import Draws
 from vinppl.errors import ConvergenceWarning, DataError, NonFiniteError, NumericalWarning, SolveError
 from vinppl.export import get_group, read_result
@@ -32,6 +32,7 @@ from vinppl.runs import RunFolder
 __all__ = [
     "DataOptions",
     "LoadedRun",
+    "VideoOptions",
     "load_data",
     "load_run",
     "plain",
@@ -48,13 +49,13 @@ class DataOptions:
     Attributes:
         first: use only the first samples of every trajectory; all by default.
         train_fraction: share of every trajectory's samples that is fitted; the later ones are held out.
-        dtype: floating type of everything computed.
+        dtype: floating type of everything computed; `auto` takes float32 for films, else float64.
         device: torch device, such as cpu or cuda.
     """
 
     first: int | None = None
     train_fraction: float = 1.0
-    dtype: Literal["float64", "float32"] = "float64"
+    dtype: Literal["auto", "float64", "float32"] = "auto"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -62,25 +63,61 @@ class DataOptions:
         require(self.first is None or self.first >= 2, "first must be at least 2", self.first)
 
 
+@dataclasses.dataclass(frozen=True)
+class VideoOptions:
+    """How to read films.
+
+    Attributes:
+        size: side, or height and width, of the frames in pixels.
+        frame_rate: frames per second, instead of what the file says; a folder of pictures needs it.
+        every: keep every so many frames.
+        start: seconds to leave out at the beginning.
+        duration: seconds to keep from there on; all by default.
+        crop: part of the picture: first row and the row after the last, first column and the one after the
+            last.
+        threshold: level from 0 to 1 above which a pixel becomes white and else black, or otsu, which finds
+            it; grey by default.
+        invert: for dark bodies on a light background.
+        dim: number of generalised coordinates behind the films.
+    """
+
+    size: int | tuple[int, int] = 28
+    frame_rate: float | None = None
+    every: int = 1
+    start: float = 0.0
+    duration: float | None = None
+    crop: tuple[int, int, int, int] | None = None
+    threshold: float | Literal["otsu"] | None = None
+    invert: bool = False
+    dim: int = 1
+
+
 def load_data(
-    file: str | Path, columns: ColumnSpec, options: DataOptions
+    file: str | Path, columns: ColumnSpec, options: DataOptions, video: VideoOptions | None = None
 ) -> tuple[Trajectories, Trajectories | None]:
     """Return the measurements to fit and those held out (`None` for none).
 
     Their dtype becomes torch's default, so that a user's model makes its own tensors in it.
 
     Args:
-        file: where they are.
-        columns: which column is what.
+        file: where they are: a table, an archive of arrays, or a film (see `is_video`).
+        columns: which column is what; not for films.
         options: which of them to use.
+        video: how to read a film.
 
     Raises:
         DataError: if the file or what it holds cannot be used.
     """
     if columns.trajectory == "None":  # as written on a command line
         columns = dataclasses.replace(columns, trajectory=None)
-    torch.set_default_dtype(getattr(torch, options.dtype))
-    data = read_trajectories(file, columns, dtype=getattr(torch, options.dtype))
+    film = is_video(file)
+    name = options.dtype if options.dtype != "auto" else "float32" if film else "float64"
+    dtype = getattr(torch, name)
+    torch.set_default_dtype(dtype)
+    if film:
+        data = read_video(file, **vars(video or VideoOptions()))
+    else:
+        data = read_trajectories(file, columns, dtype=dtype)
     data = data.to(device=options.device)
     if options.first is not None:
         data = data.first(options.first)
@@ -137,7 +174,8 @@ def load_run(path: str | Path) -> LoadedRun:
             f"{folder.path} has no result yet. Run inference/{options['kind']}.py again to finish it."
         )
     columns, select = rebuild(ColumnSpec, options["columns"]), rebuild(DataOptions, options["select"])
-    train, held_out = load_data(options["data"], columns, select)
+    video = rebuild(VideoOptions, options.get("video", {}))
+    train, held_out = load_data(options["data"], columns, select, video)
     if train.fingerprint() != config.get("data"):
         raise DataError(
             f"{options['data']} has changed since {folder.path} was fitted. Restore it, or fit again."
@@ -198,7 +236,7 @@ def run_script(main: Callable[[Any], None], config_type: type, doc: str | None) 
     config = _parse(config_type, doc, sys.argv[1:])
     try:
         main(config)
-    except (DataError, ValueError, TypeError) as error:
+    except (DataError, ImportError, ValueError, TypeError) as error:
         _fail(str(error), 2, error)
     except (NonFiniteError, SolveError) as error:
         _fail(str(error), 3, error)

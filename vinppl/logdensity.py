@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
@@ -67,7 +69,7 @@ class LogDensity:
         strategy = init_to_value(values=dict(initial_values or {}), fallback=init_to_median(num_samples=25))
         self._model, self._args = model, args
         parameters, self._potential, self._transforms, trace = initialize_model(
-            model, args, init_strategy=strategy
+            model, args, init_strategy=strategy, max_plate_nesting=_plate_nesting(model, args)
         )
         require(len(parameters) > 0, "the model must have at least one latent site", "none")
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
@@ -145,6 +147,14 @@ class LogDensity:
 
     def _flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+
+def _plate_nesting(model: Any, args: tuple[Any, ...]) -> int:
+    """Return the number of plates that the model nests, by a draw from its prior."""
+    with pyro.validation_enabled(False), torch.no_grad():  # whose path need not be finite
+        trace = poutine.block(poutine.trace(model).get_trace)(*args)
+    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def _softened(support: Any, typical: Tensor) -> Transform | None:

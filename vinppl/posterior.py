@@ -204,7 +204,9 @@ def units(data: Trajectories) -> dict[str, str]:
 
 
 def channel_attributes(data: Trajectories) -> dict[str, str]:
-    """Return what the channels measure, as JSON attributes."""
+    """Return what the channels measure, as JSON attributes; of films the height and width of a frame."""
+    if data.image_shape is not None:
+        return {"image_shape": json.dumps(data.image_shape)}
     return {
         "channel_quantity": json.dumps([c.quantity for c in data.channels]),
         "channel_coordinate": json.dumps([c.coordinate for c in data.channels]),

@@ -10,17 +10,30 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from vinppl.data import Trajectories
+from vinppl.embedding import embed_frames
 from vinppl.estimates import LocalStates, local_states
 
 if TYPE_CHECKING:
     from vinppl.baselines import AbstractBaseline
-    from vinppl.data import Trajectories
+    from vinppl.manifolds import Manifold
     from vinppl.potentials import AbstractPotential, NeuralPotential
+    from vinppl.state import Trajectory
+    from vinppl.vision import ClipEncoder
 
-__all__ = ["descend", "pretrain_baseline", "pretrain_potential", "regress_weights"]
+__all__ = [
+    "descend",
+    "embedded_motion",
+    "pretrain_baseline",
+    "pretrain_potential",
+    "regress_weights",
+    "teach_frames",
+]
 
 
 def pretrain_potential(
@@ -85,6 +98,88 @@ def _pretrain(
     return descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)[-1]
 
 
+def embedded_motion(data: Trajectories, manifold: Manifold) -> Trajectories:
+    """Return the positions that `embed_frames` gives the frames of clips, as measured trajectories.
+
+    Args:
+        data: clips.
+        manifold: of the positions; angles count revolutions.
+    """
+    found = embed_frames(data.frames, data.mask.all(-1), dim=manifold.dim, circle=manifold.any_periodic)
+    values = np.full((*data.times.shape, found.position.shape[-1]), math.nan)
+    values[found.clip.numpy(), found.time.numpy()] = found.position.numpy()
+    if found.period is not None:
+        for n, i in np.ndindex(len(values), values.shape[-1]):
+            seen = ~np.isnan(values[n, :, i])
+            values[n, seen, i] = np.unwrap(values[n, seen, i], period=found.period)
+    return Trajectories.from_arrays(data.times.cpu(), torch.from_numpy(values).to(data.values))
+
+
+def teach_frames(
+    decode: Callable[[Tensor, Tensor], Tensor],
+    encoder: ClipEncoder,
+    parameters: Sequence[Tensor],
+    data: Trajectories,
+    path: Trajectory,
+    *,
+    num_steps: int = 1500,
+    batch_size: int = 60,
+    learning_rate: float = 1e-3,
+) -> float:
+    """Teach a decoder and an encoder of clips which state belongs to which frame.
+
+    A step looks at stretches of three times what the encoder reads: all its readings share their frames.
+
+    Args:
+        decode: from positions and velocities, each `(*batch, dim)`, to logits `(*batch, num_pixels)`.
+        encoder: of the beginnings of clips; changed in place.
+        parameters: of both; changed in place.
+        data: clips.
+        path: the states at their times.
+        num_steps: Adam steps.
+        batch_size: frames in each, about.
+        learning_rate: of Adam, decaying to zero.
+
+    Returns:
+        The last cross entropy of a frame, in nats.
+    """
+    manifold, dim = encoder.manifold, encoder.manifold.dim
+    read = min(encoder.num_frames, data.num_times)
+    length = min(3 * read, data.num_times)
+    count = max(1, round(batch_size / length))
+    q, v = path.q.detach(), path.v.detach()
+    spread = torch.cat([q, v], dim=-1).square().mean((0, 1)).sqrt().clamp_min(1e-6)
+    seen, latest = data.mask.all(-1), (data.lengths - length).clamp_min(0)
+    misfits = []
+
+    def misfit() -> Tensor:
+        clip = torch.randint(data.num_trajectories, (count, 1), device=q.device)
+        start = (torch.rand(count, 1, device=q.device) * (latest[clip] + 1)).long()
+        place = clip, start + torch.arange(length, device=q.device)
+        there, pixels, qs, vs = seen[place], data.values[place], q[place], v[place]
+        near = qs + POSITION_SCATTER * torch.randn_like(qs)
+        logits = decode(near, vs)[there]
+        in_frames = binary_cross_entropy_with_logits(logits, pixels[there])
+        misfits.append(float(in_frames.detach()) * data.num_channels)
+        codes = encoder.codes(pixels)
+        features = codes[there][..., : manifold.num_features]
+        in_features = (features - manifold.features(qs)[there]).square().mean()
+        pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], there))
+        readings = codes.unfold(1, read, 1).movedim(-1, 2).flatten(0, 1)
+        inferred = encoder.read(readings, *pieces).loc
+        states = torch.cat([qs, vs], dim=-1)[:, : length - read + 1].flatten(0, 1)
+        in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
+        error = torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1) / spread
+        return in_frames + in_features + 0.1 * error.square().mean()
+
+    descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)
+    return misfits[-1]
+
+
+POSITION_SCATTER = 0.02
+"""How far from its own a frame may be decoded, so that the decoder is smooth between frames."""
+
+
 def descend(
     parameters: Sequence[Tensor],
     loss: Callable[[], Tensor],
@@ -104,7 +199,7 @@ def descend(
         final_share: share of it that the step size goes to; 1 keeps it.
         weight_decay: coefficient of half the squared parameters.
     """
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     losses = []
     for step in range(num_steps):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - (1 - final_share) * step / num_steps)

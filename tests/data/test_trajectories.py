@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from vinppl.data import Channel, Trajectories, column_spec
+from vinppl.data import Channel, Trajectories, column_spec, pixel_channels, write_csv
 from vinppl.errors import DataError
 from vinppl.state import Trajectory
 
@@ -96,6 +98,8 @@ def test_parts_that_do_not_fit_are_refused(case: str) -> None:
         ({"quantity": "force"}, "must be one of position, velocity"),
         ({"coordinate": -1}, "must be 0 or more"),
         ({"quantity": "velocity", "angle": True}, "only a position can be an angle"),
+        ({"quantity": "pixel", "angle": True}, "only a position can be an angle; got a pixel"),
+        ({"quantity": "pixel", "coordinate": 1}, "a pixel measures no coordinate.*from_frames"),
     ],
 )
 def test_channels_are_checked(changes: dict[str, object], message: str) -> None:
@@ -482,3 +486,181 @@ def test_tables_need_distinct_names() -> None:
     clash = dataclasses.replace(data, channels=(Channel("time", "position", 0), data.channels[1]))
     with pytest.raises(DataError, match="columns of a table must have different names"):
         clash.to_frame()
+
+
+# Films
+
+
+def frames_of(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
+    """Clips of noise, 3 rows by 4 columns."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(length, 3, 4, generator=generator) for length in lengths]
+
+
+def test_pixels_are_named_by_row_and_column() -> None:
+    names = [channel.name for channel in pixel_channels(28, 30)]
+    assert names[0] == "p00_00"
+    assert names[3 * 30 + 17] == "p03_17"
+    assert len(set(names)) == 28 * 30
+    assert pixel_channels(2, 101)[-1].name == "p01_100"
+    assert {(c.quantity, c.coordinate) for c in pixel_channels(2, 2)} == {("pixel", 0)}
+    with pytest.raises(DataError, match="at least 1 pixel"):
+        pixel_channels(0, 3)
+
+
+def test_from_frames_of_one_clip_and_of_several() -> None:
+    (clip,) = frames_of(5)
+    one = Trajectories.from_frames(clip, 0.1)
+    assert one.frames.shape == (1, 5, 3, 4)
+    assert torch.equal(one.frames[0], clip)
+    assert one.frames.data_ptr() == one.values.data_ptr()
+    assert one.frames.data_ptr() != clip.data_ptr()
+    assert torch.equal(one.times[0], 0.1 * torch.arange(5))
+    assert (one.image_shape, one.num_channels, one.dim, one.time_unit) == ((3, 4), 12, 1, "s")
+    assert repr(one) == "Trajectories(1 x 5 times, frames of 3 x 4, 0 of 60 values missing, torch.float64)"
+    two = Trajectories.from_frames(torch.stack([clip, clip.flip(0)]), 0.1, names=("a", "b"), dim=2)
+    assert two.names == ("a", "b")
+    assert two.coordinate_names == ("q0", "q1")
+    assert torch.equal(two.frames[1], clip.flip(0))
+    named = Trajectories.from_frames(clip, 0.1, coordinate_names=("angle",))
+    assert named.coordinate_names == ("angle",)
+
+
+def test_from_frames_of_different_lengths() -> None:
+    long, short = frames_of(5, 3)
+    data = Trajectories.from_frames([long, short], 0.5)
+    assert data.lengths.tolist() == [5, 3]
+    assert data.times[1].tolist() == [0.0, 0.5, 1.0, 1.0, 1.0]
+    assert torch.equal(data.frames[1, :3], short)
+    assert not data.frames[1, 3:].any()
+    assert not data.mask[1, 3:].any()
+    assert data.mask[1, :3].all()
+    own = Trajectories.from_frames([long, short], [[0.0, 1.0, 2.0, 3.0, 4.0], np.array([7.0, 8.0, 9.5])])
+    assert own.times[1].tolist() == [7.0, 8.0, 9.5, 9.5, 9.5]
+    shared = Trajectories.from_frames([long, short], np.arange(5.0))
+    assert shared.times[1].tolist() == [0.0, 1.0, 2.0, 2.0, 2.0]
+    each = Trajectories.from_frames([short, short], torch.tensor([[0.0, 1.0, 2.0], [1.0, 3.0, 4.0]]))
+    assert each.times.tolist() == [[0.0, 1.0, 2.0], [1.0, 3.0, 4.0]]
+
+
+def test_from_frames_converts_levels_to_the_default_type() -> None:
+    levels = np.array([0, 51, 255, 102], np.uint8).reshape(2, 1, 2)
+    data = Trajectories.from_frames(levels, 1.0)
+    assert data.values.flatten().tolist() == [0.0, 0.2, 1.0, 0.4]
+    assert Trajectories.from_frames(levels > 60, 1.0).values.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
+    deep = np.array([0, 13107, 65535, 0], np.uint16).reshape(2, 1, 2)
+    assert Trajectories.from_frames(deep, 1.0).values.flatten().tolist() == [0.0, 0.2, 1.0, 0.0]
+    single = Trajectories.from_frames(frames_of(3)[0].float(), 1.0)
+    assert single.values.dtype == single.times.dtype == torch.float64
+    torch.set_default_dtype(torch.float32)
+    try:
+        small = Trajectories.from_frames(frames_of(3)[0].double(), 1.0)
+        assert small.values.dtype == small.times.dtype == torch.float32
+        with pytest.raises(DataError, match="different times become equal"):
+            Trajectories.from_frames(frames_of(3)[0], np.array([1e9, 1e9 + 1, 1e9 + 2]))
+    finally:
+        torch.set_default_dtype(torch.float64)
+
+
+def test_missing_frames_are_masked() -> None:
+    (clip,) = frames_of(5)
+    holes = clip.clone()
+    holes[2] = float("nan")
+    holes[4, 0, 1] = float("nan")
+    data = Trajectories.from_frames(holes, 0.1)
+    assert data.mask.sum(-1).tolist() == [[12, 12, 0, 12, 11]]
+    assert not data.frames[0, 2].any()
+    marked = Trajectories.from_frames(clip, 0.1, mask=[True, True, False, True, True])
+    assert marked.mask.sum(-1).tolist() == [[12, 12, 0, 12, 12]]
+    assert not marked.values[~marked.mask].any()
+    pixels = Trajectories.from_frames(clip, 0.1, mask=clip > 0.5)
+    assert torch.equal(pixels.mask[0], (clip > 0.5).flatten(1))
+    both = Trajectories.from_frames(holes[None], 0.1, mask=torch.ones(1, 5, dtype=torch.bool))
+    assert torch.equal(both.mask, data.mask)
+
+
+def bad_frames() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], str]]:
+    (clip,) = frames_of(4)
+    bytes_of_one = (clip > 0.5).to(torch.uint8)
+    return {
+        "too bright": ((2 * clip, 0.1), {}, r"must lie in \[0, 1\].*divide by the range"),
+        "negative": ((clip - 0.5, 0.1), {}, r"must lie in \[0, 1\].*got values from -0"),
+        "infinite": ((clip / 0, 0.1), {}, r"must lie in \[0, 1\].*to inf"),
+        "integers": ((bytes_of_one.long(), 0.1), {}, "floats from 0 to 1, uint8.*got int64"),
+        "bytes of 0 and 1": ((bytes_of_one, 0.1), {}, "divided by 255.*levels of 0 and 1 only"),
+        "complex": ((clip.numpy() + 1j, 0.1), {}, "must be real numbers"),
+        "one frame": ((clip[0], 0.1), {}, "must have shape .* an axis of time"),
+        "colours": ((clip[None, ..., None], 0.1), {}, "Average colours"),
+        "no clip": (([], 0.1), {}, "frames must have shape"),
+        "no clips": ((clip[None][:0], 0.1), {}, "at least one clip"),
+        "no frames": ((clip[:0], 0.1), {}, "clip 0 must have frames"),
+        "sizes": (([clip, clip[:, :2]], 0.1), {}, r"as large as those of the first, 3 x 4; .* of clip 1"),
+        "ragged list": (([[1, 2], [3]], 0.1), {}, "different lengths as a list"),
+        "step": ((clip, 0.0), {}, "the time between frames must be a positive number; got 0.0"),
+        "number of times": ((clip, np.arange(3.0)), {}, "clip 0 has 4 frames and needs as many times"),
+        "number of clips": ((clip, np.zeros((2, 4))), {}, "times of 1 clips are needed; got 2"),
+        "backwards": ((clip, [0.0, 2.0, 1.0, 3.0]), {}, "times of clip 0 must increase"),
+        "nan time": ((clip, [0.0, 2.0, float("nan"), 3.0]), {}, "times of clip 0 must increase"),
+        "words": ((clip, ["a", "b", "c", "d"]), {}, "times must be a step or real numbers"),
+        "dim": ((clip, 0.1), {"dim": 0}, "dim must be at least 1"),
+        "mask": (
+            (clip, 0.1),
+            {"mask": [True]},
+            r"shape \(1, 4\) or \(1, 4, 3, 4\)",
+        ),
+        "names": ((clip, 0.1), {"names": ("a", "b")}, "one label for each of 1 trajectories"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_frames())
+def test_bad_frames_are_refused(case: str) -> None:
+    arguments, options, message = bad_frames()[case]
+    with pytest.raises(DataError, match=message):
+        Trajectories.from_frames(*arguments, **options)
+
+
+def test_films_and_pixels_belong_together() -> None:
+    film = Trajectories.from_frames(frames_of(4)[0], 0.1)
+    with pytest.raises(DataError, match="pixels need image_shape"):
+        dataclasses.replace(film, image_shape=None)
+    with pytest.raises(DataError, match=r"image_shape \(3, 5\) must be .* 12 channels, 12 of them"):
+        dataclasses.replace(film, image_shape=(3, 5))
+    data = ragged([3, 5])
+    with pytest.raises(DataError, match=r"image_shape \(1, 2\) must be .* 0 of them pixels"):
+        dataclasses.replace(data, image_shape=(1, 2))
+    with pytest.raises(DataError, match="the data have no frames: their channels are q, v"):
+        _ = data.frames
+    with pytest.raises(DataError, match="pixels measure no coordinate"):
+        film.observe(states(1, 4, 1))
+    with pytest.raises(DataError, match="observe must name positions and velocities; got pixel"):
+        Trajectories.from_states(states(1, 4, 1), observe=("pixel",))
+
+
+def test_parts_of_films_are_films(tmp_path: Path) -> None:
+    data = Trajectories.from_frames(frames_of(6, 6), 0.1)
+    train, held_out = data.split_by_time(0.5)
+    parts = [
+        data.select([1]),
+        data.first(4),
+        data.last(4),
+        data.windows(3),
+        *data.split_by_trajectory(0.5),
+        train,
+        held_out,
+        data.resampled(0.05),
+        data.to("cpu", torch.float32),
+    ]
+    assert {part.image_shape for part in parts} == {(3, 4)}
+    assert torch.equal(torch.cat([train.frames, held_out.frames], 1), data.frames)
+    assert torch.equal(data.windows(3).frames[1], data.frames[0, 1:4])
+    middle = data.resampled(0.05).frames[:, 1]
+    torch.testing.assert_close(middle, (data.frames[:, 0] + data.frames[:, 1]) / 2)
+    assert data.to_numpy()["values"].shape == (2, 6, 12)
+    assert data.to_frame().shape == (12, 14)
+    turned = dataclasses.replace(data, channels=pixel_channels(4, 3), image_shape=(4, 3))
+    assert turned.fingerprint() != data.fingerprint()
+    assert Trajectories.from_frames(frames_of(6, 6), 0.1).fingerprint() == data.fingerprint()
+    for write in (lambda: write_csv(data, tmp_path / "film.csv"), lambda: column_spec(data)):
+        with pytest.raises(DataError, match=r"does not read back as a film.*write_video"):
+            write()
+    assert not list(tmp_path.iterdir())

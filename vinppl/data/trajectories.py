@@ -19,9 +19,10 @@ from vinppl._checks import describe, require
 from vinppl.data import blocks
 from vinppl.data.arrays import samples_from_arrays
 from vinppl.data.blocks import Block
-from vinppl.data.channels import Channel, Quantity, default_channels
+from vinppl.data.channels import Channel, Quantity, default_channels, pixel_channels
 from vinppl.data.columns import ColumnSpec
 from vinppl.data.frames import samples_from_frame
+from vinppl.data.images import Times, block_of_clips
 from vinppl.data.samples import Samples, check_samples
 from vinppl.data.validation import check_trajectories
 from vinppl.errors import DataError
@@ -49,6 +50,8 @@ class Trajectories:
         coordinate_names: names of the generalised coordinates, by default `q0`, `q1`, ..
             up to the highest that is measured; more names declare hidden coordinates.
         time_unit: unit of time, for labels.
+        image_shape: height and width of a frame if the channels are the pixels of films, row by row;
+            `None` for all other data.
 
     Raises:
         DataError: if shapes disagree, values are not finite or times do not increase.
@@ -68,6 +71,7 @@ class Trajectories:
     names: tuple[str, ...] = ()
     coordinate_names: tuple[str, ...] = ()
     time_unit: str = ""
+    image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for field in ("channels", "drive_names", "names", "coordinate_names"):
@@ -80,12 +84,16 @@ class Trajectories:
         if self.drive is not None and not self.drive_names and self.drive.ndim == 3:
             num = self.drive.shape[-1]
             object.__setattr__(self, "drive_names", tuple(f"u{i}" if num > 1 else "u" for i in range(num)))
+        if self.image_shape is not None:
+            height, width = self.image_shape
+            object.__setattr__(self, "image_shape", (int(height), int(width)))
         check_trajectories(
             Block(self.times, self.values, self.mask, self.drive),
             self.channels,
             drive_names=self.drive_names,
             names=self.names,
             coordinate_names=self.coordinate_names,
+            image_shape=self.image_shape,
         )
 
     def __repr__(self) -> str:
@@ -93,9 +101,11 @@ class Trajectories:
         lengths = str(longest) if shortest == longest else f"{shortest} to {longest}"
         real = int(self.lengths.sum()) * self.num_channels
         drive = f", drive={list(self.drive_names)}" if self.drive is not None else ""
+        what = f"channels={[channel.name for channel in self.channels]}"
+        if self.image_shape is not None:
+            what = f"frames of {self.image_shape[0]} x {self.image_shape[1]}"
         return (
-            f"Trajectories({self.num_trajectories} x {lengths} times, "
-            f"channels={[channel.name for channel in self.channels]}{drive}, "
+            f"Trajectories({self.num_trajectories} x {lengths} times, {what}{drive}, "
             f"{real - self.num_observed} of {real} values missing, {self.times.dtype})"
         )
 
@@ -121,6 +131,21 @@ class Trajectories:
         """Number of generalised coordinates."""
         return len(self.coordinate_names)
 
+    @property
+    def frames(self) -> Tensor:
+        """The values as frames, a view of shape `(num_trajectories, num_times, height, width)`.
+
+        Raises:
+            DataError: if the data are not films.
+        """
+        if self.image_shape is None:
+            raise DataError(
+                "the data have no frames: their channels are "
+                f"{', '.join(channel.name for channel in self.channels)}. Films come from read_video or "
+                "Trajectories.from_frames."
+            )
+        return self.values.unflatten(-1, self.image_shape)
+
     @cached_property
     def lengths(self) -> Tensor:
         """Number of real times of each trajectory, shape `(num_trajectories,)`."""
@@ -128,7 +153,17 @@ class Trajectories:
 
     @cached_property
     def channel_index(self) -> Tensor:
-        """Index of each channel in positions followed by velocities, shape `(num_channels,)`."""
+        """Index of each channel in positions followed by velocities, shape `(num_channels,)`.
+
+        Raises:
+            DataError: for films, whose pixels measure no coordinate.
+        """
+        if self.image_shape is not None:
+            raise DataError(
+                "pixels measure no coordinate, and these data are frames of "
+                f"{self.image_shape[0]} x {self.image_shape[1]} pixels. Use a model of films, or "
+                "measurements of positions and velocities."
+            )
         index = [c.coordinate + (self.dim if c.quantity == "velocity" else 0) for c in self.channels]
         return torch.tensor(index, device=self.values.device)
 
@@ -151,7 +186,11 @@ class Trajectories:
 
     @cached_property
     def velocity_channels(self) -> Tensor:
-        """Which channels measure velocities, shape `(num_channels,)`."""
+        """Which channels measure velocities, shape `(num_channels,)`; films have no such channels.
+
+        Raises:
+            DataError: for films, whose pixels measure no coordinate.
+        """
         return self.channel_index >= self.dim
 
     def observe(self, trajectory: Trajectory) -> Tensor:
@@ -162,6 +201,9 @@ class Trajectories:
 
         Returns:
             Tensor of shape `(*batch, num_trajectories, num_times, num_channels)`.
+
+        Raises:
+            DataError: for films, whose pixels measure no coordinate.
         """
         require(
             trajectory.q.ndim >= 1 and trajectory.q.shape[-1] == self.dim,
@@ -424,13 +466,15 @@ class Trajectories:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 in hexadecimal of everything in it, the same on every device."""
-        head = {
+        head: dict[str, Any] = {
             "channels": [asdict(channel) for channel in self.channels],
             "drive_names": self.drive_names,
             "names": self.names,
             "coordinate_names": self.coordinate_names,
             "time_unit": self.time_unit,
         }
+        if self.image_shape is not None:
+            head["image_shape"] = self.image_shape
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for name, tensor in self._block._asdict().items():
             if tensor is not None:
@@ -527,6 +571,51 @@ class Trajectories:
         return cls.from_samples(samples, time_unit=spec.time_unit).to(dtype=dtype)
 
     @classmethod
+    def from_frames(
+        cls,
+        frames: ArrayLike | Tensor | Sequence[ArrayLike | Tensor],
+        times_or_step: Times,
+        *,
+        names: Sequence[str] = (),
+        dim: int = 1,
+        coordinate_names: Sequence[str] = (),
+        mask: ArrayLike | Tensor | None = None,
+        time_unit: str = "s",
+    ) -> Trajectories:
+        """Return films as trajectories whose channels are pixels, in the default dtype.
+
+        Args:
+            frames: grey levels, shape `(clip, time, height, width)`, or `(time, height, width)` for one
+                clip, or a list of such clips of different lengths; row 0 is the top of the picture. Floats
+                from 0 (black) to 1 (white), NaN where missing; `uint8`, which is divided by 255; or booleans.
+            times_or_step: time between frames, the clips then beginning at 0; or times, shape `(time,)` for
+                all or `(clip, time)`, or a list with the times of each clip.
+            names: one label for each clip.
+            dim: number of generalised coordinates behind the films.
+            coordinate_names: their names, instead of `dim`.
+            mask: `True` where observed, shape `(clip, time)`, or `(clip, time, height, width)` by pixel.
+            time_unit: unit of time, for labels.
+
+        Raises:
+            DataError: for shapes that disagree, values outside [0, 1], or no frames.
+
+        Example:
+            >>> Trajectories.from_frames(torch.zeros(2, 10, 28, 28), 0.1)
+            Trajectories(2 x 10 times, frames of 28 x 28, 0 of 15680 values missing, torch.float32)
+        """
+        require(dim >= 1, "dim must be at least 1", dim, error=DataError)
+        block, image_shape = block_of_clips(frames, times_or_step, mask)
+        data = cls(
+            **block._asdict(),
+            channels=pixel_channels(*image_shape),
+            names=tuple(str(name) for name in names),
+            coordinate_names=tuple(coordinate_names) or tuple(f"q{i}" for i in range(dim)),
+            time_unit=time_unit,
+            image_shape=image_shape,
+        )
+        return data.to(dtype=torch.get_default_dtype())
+
+    @classmethod
     def from_samples(cls, samples: Samples, *, time_unit: str = "") -> Trajectories:
         """Turn checked samples into tensors of their own (float64); no memory is shared."""
         mask = ~np.isnan(samples.values)
@@ -570,6 +659,13 @@ class Trajectories:
             generator: source of the noise; required if there is any.
         """
         require(len(observe) > 0, "at least one quantity must be observed", observe, error=DataError)
+        require(
+            "pixel" not in observe,
+            "observe must name positions and velocities",
+            "pixel",
+            "Draw frames with vinppl.render, and use from_frames.",
+            error=DataError,
+        )
         dim = trajectory.q.shape[-1]
         channels = default_channels([quantity for quantity in observe for _ in range(dim)], angles=angles)
         parts = {"position": trajectory.q, "velocity": trajectory.v}

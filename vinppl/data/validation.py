@@ -22,6 +22,7 @@ def check_trajectories(
     drive_names: Sequence[str],
     names: Sequence[str],
     coordinate_names: Sequence[str],
+    image_shape: tuple[int, int] | None = None,
 ) -> None:
     """Raise `DataError` unless the parts fit each other.
 
@@ -29,6 +30,7 @@ def check_trajectories(
     """
     _check_shapes(block, channels)
     _check_names(block, channels, drive_names, names, coordinate_names)
+    _check_image(channels, image_shape)
     for name, tensor in (("times", block.times), ("values", block.values), ("drive", block.drive)):
         if tensor is not None:
             require(
@@ -113,6 +115,27 @@ def _check_names(
         len(coordinate_names) >= dim,
         f"coordinate_names must name at least the {dim} coordinates that are measured",
         f"{len(coordinate_names)} names",
+        error=DataError,
+    )
+
+
+def _check_image(channels: Sequence[Channel], image_shape: tuple[int, int] | None) -> None:
+    num_pixels = sum(channel.quantity == "pixel" for channel in channels)
+    if image_shape is None:
+        require(
+            num_pixels == 0,
+            "channels that are pixels need image_shape, the height and width of a frame",
+            f"{num_pixels} pixels without it",
+            "Use Trajectories.from_frames.",
+            error=DataError,
+        )
+        return
+    height, width = image_shape
+    require(
+        min(image_shape) >= 1 and height * width == num_pixels == len(channels),
+        f"image_shape {image_shape} must be the height and width of frames, with a pixel for every channel",
+        f"{len(channels)} channels, {num_pixels} of them pixels",
+        "Use Trajectories.from_frames.",
         error=DataError,
     )
 

@@ -22,8 +22,9 @@ def write_csv(trajectories: Trajectories, path: str | Path) -> None:
         path: the file, replaced if it exists.
 
     Raises:
-        DataError: if labels or column names repeat.
+        DataError: if labels or column names repeat, or the data are films.
     """
+    _refuse_films(trajectories)
     path = Path(path)
     frame = trajectories.to_frame()
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -41,6 +42,7 @@ def column_spec(trajectories: Trajectories) -> ColumnSpec:
         DataError: if the channels are not all positions and then all velocities,
             each of coordinates 0, 1, .. in order: columns cannot say that.
     """
+    _refuse_films(trajectories)
     names: dict[str, list[str]] = {"position": [], "velocity": []}
     for channel in trajectories.channels:
         in_order = channel.coordinate == len(names[channel.quantity])
@@ -63,3 +65,11 @@ def column_spec(trajectories: Trajectories) -> ColumnSpec:
         velocity_unit=units["velocity"].pop() if len(units["velocity"]) == 1 else "",
         time_unit=trajectories.time_unit,
     )
+
+
+def _refuse_films(trajectories: Trajectories) -> None:
+    if trajectories.image_shape is not None:
+        raise DataError(
+            "a table with a column for every pixel does not read back as a film. Use write_video for each of "
+            "trajectories.frames."
+        )

@@ -2,6 +2,7 @@
 
 from vinppl.fit.derivatives import DerivativeFit, fit_derivatives
 from vinppl.fit.mcmc import MCMCOptions, MCMCProgress, MCMCResult, fit_mcmc
+from vinppl.fit.motion import fit_motion
 from vinppl.fit.starts import Start, find_start, fit_point, laplace_covariance, starting_values
 from vinppl.fit.svi import SVIOptions, SVIResult, SVIStep, fit_svi
 
@@ -17,6 +18,7 @@ __all__ = [
     "find_start",
     "fit_derivatives",
     "fit_mcmc",
+    "fit_motion",
     "fit_point",
     "fit_svi",
     "laplace_covariance",

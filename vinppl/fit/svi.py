@@ -14,6 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vinppl._checks import require, require_choice
@@ -29,7 +30,7 @@ from vinppl.draws import (
     trace_batch,
 )
 from vinppl.encoders import InitialPosterior
-from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning
+from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning, SolveError
 from vinppl.fit.pretrain import pretrain_encoder
 from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
 from vinppl.guides import GUIDES, INITIAL_SITES, AmortisedGuide, FullRankGuide, GuideName, make_guide
@@ -57,6 +58,9 @@ class SVIOptions:
         window: fit windows of this many samples instead of whole trajectories, each with its own
             initial state (the paper's rollout depth); 0 fits whole trajectories. Windows do not overlap;
             every step shifts them at random. Only for guides that are amortised.
+        final_window: length that the windows grow to, doubling in equal shares of the steps, so that long
+            horizons are met by a model that knows short ones; 0 keeps `window`.
+        kl_weight: factor of the divergence of guide from prior; 1 is the evidence lower bound.
         num_particles: draws per step, evaluated as one batch.
         clip_norm: largest gradient norm of the loss per observation.
         check_every: steps between looks at the smoothed loss, which decide the best state.
@@ -74,6 +78,8 @@ class SVIOptions:
     final_learning_rate: float | None = None
     latent_rate: float = 10.0
     window: int = 0
+    final_window: int = 0
+    kl_weight: float = 1.0
     num_particles: int = 8
     clip_norm: float = 10.0
     check_every: int = 50
@@ -86,6 +92,12 @@ class SVIOptions:
         require(self.num_steps >= 1, "num_steps must be at least 1", self.num_steps)
         require(self.latent_rate > 0, "latent_rate must be positive", self.latent_rate)
         require(self.window == 0 or self.window >= 3, "window must be 0 or at least 3 samples", self.window)
+        require(
+            self.final_window == 0 or 0 < self.window <= self.final_window,
+            "final_window must be 0 or at least window, which must be given",
+            f"window={self.window}, final_window={self.final_window}",
+        )
+        require(self.kl_weight >= 0, "kl_weight must not be negative", self.kl_weight)
         require(self.num_particles >= 1, "num_particles must be at least 1", self.num_particles)
         first, last = self.rates
         require(0 < last <= first, "learning rates must be positive and must not grow", f"{first} to {last}")
@@ -128,8 +140,8 @@ class SVIResult:
     Attributes:
         model: the Pyro model, with its learned parameters.
         guide: the fitted guide.
-        data: what it was fitted to; with windows the last window of every trajectory, from which
-            forecasts start.
+        data: what it was fitted to; with windows, or a model whose guide reads a few samples only
+            (`num_context`), the last ones of every trajectory, from which forecasts start.
         losses: negative ELBO of every step, in nats.
         best_step: step of the kept state.
         best_loss: smoothed negative ELBO there.
@@ -192,6 +204,7 @@ def fit_svi(
     Raises:
         NonFiniteError: when a loss or gradient is not finite, naming the step, the site and the
             likely cause. The checkpoint keeps the state that it was last saved with.
+        SolveError: when 20 draws of a step in a row have no solution of an implicit step.
     """
     if options.guide == "auto":
         options = replace(options, guide=getattr(model, "default_guide", "full_rank"))
@@ -212,6 +225,7 @@ def fit_svi(
                 save_checkpoint(checkpoint, run.state(*identity))
 
         saved, elapsed_before = began, run.seconds
+        _train(True, model, guide)
         try:
             while run.step < options.num_steps and not run.stopped_early:
                 run.advance()
@@ -225,12 +239,14 @@ def fit_svi(
             if run.consistent:
                 save()
             raise
+        finally:
+            _train(False, model, guide)
         run.finish()
         save()
         return SVIResult(
             model,
             guide,
-            data.last(options.window) if options.window else data,
+            _last_context(model, data, options),
             run.losses,
             run.best_step,
             run.best_loss,
@@ -238,6 +254,31 @@ def fit_svi(
             run.seconds,
             {name: value.detach().clone() for name, value in run.parameters.items()},
         )
+
+
+def _train(mode: bool, *programs: Any) -> None:
+    """Tell modules whether they are being trained, when a model may look at a part of its data."""
+    for program in programs:
+        if isinstance(program, torch.nn.Module):
+            program.train(mode)
+
+
+def _last_context(model: Any, data: Trajectories, options: SVIOptions) -> Trajectories:
+    """Return the part of the data from which forecasts start."""
+    read = getattr(model, "num_context", max(options.window, options.final_window))
+    return data.last(read) if 0 < read < data.num_times else data
+
+
+class _ScaledDivergence(Messenger):
+    """Latent sites of model and guide count `weight` times."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and self.weight != 1:
+            msg["scale"] = self.weight * msg["scale"]
 
 
 class _Windows:
@@ -251,24 +292,37 @@ class _Windows:
             "Set window=0, or guide=amortised.",
         )
         self._data = data
-        self._length = options.window if 0 < options.window < data.num_times else 0
-        self._cut: dict[int, Trajectories] = {}
+        last = min(max(options.window, options.final_window), data.num_times)
+        doublings = range(math.ceil(math.log2(last / options.window)) if options.window else 0)
+        lengths = [min(options.window * 2**k, last) for k in (*doublings, len(doublings))]
+        self._lengths = [length if length < data.num_times else 0 for length in lengths]
+        self._cut: dict[tuple[int, int], Trajectories] = {}
 
     def first(self) -> Trajectories:
         """Return the windows without an offset."""
-        return self._at(0) if self._length else self._data
+        return self._at(self._lengths[0], 0)
 
-    def pick(self) -> Trajectories:
+    def stage(self, progress: float) -> int:
+        """Return how often the windows have grown when this share of the steps, from 0 to 1, is done."""
+        return min(int(progress * len(self._lengths)), len(self._lengths) - 1)
+
+    def pick(self, progress: float) -> Trajectories:
         """Return the data of one step."""
-        if not self._length:
-            return self._data
+        length = self._lengths[self.stage(progress)]
         shortest = int(self._data.lengths.min())
-        return self._at(int(torch.randint(max(1, min(self._length, shortest - self._length + 1)), ())))
+        latest = min(length, shortest - length + 1)
+        return self._at(length, int(torch.randint(latest, ())) if latest > 1 else 0)
 
-    def _at(self, offset: int) -> Trajectories:
-        if offset not in self._cut:
-            self._cut[offset] = self._data.windows(self._length, self._length, offset)
-        return self._cut[offset]
+    def _at(self, length: int, offset: int) -> Trajectories:
+        if not length:
+            return self._data
+        if (length, offset) not in self._cut:
+            self._cut[length, offset] = self._data.windows(length, length, offset)
+        return self._cut[length, offset]
+
+
+MAX_REDRAWS = 20
+"""Draws of a step at most, if an implicit step of an integrator has no solution for the first ones."""
 
 
 class _Run:
@@ -285,6 +339,7 @@ class _Run:
         self.windows = _Windows(data, options)
         self.step, self.seconds, self.consistent = 0, 0.0, True
         self.losses: list[float] = []
+        self.stage_began = 0
         self.best_loss, self.best_step, self.stopped_early = math.inf, 0, False
         self.parameters = self._collect()
         require(len(self.parameters) > 0, "the guide or model must have parameters to optimise", "none")
@@ -320,8 +375,7 @@ class _Run:
             group["lr"] = factor * rate
         self.consistent = False
         self.optimiser.zero_grad(set_to_none=True)
-        data = self.windows.pick()
-        loss = self.elbo.differentiable_loss(self.model, self.guide, data)
+        data, loss = self._solvable_loss()
         (loss / max(1, int(data.num_observed))).backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.options.clip_norm)
         if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
@@ -333,21 +387,39 @@ class _Run:
         self.optimiser.step()
         self.losses.append(loss.item())
         self.step += 1
-        if self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
+        if self.windows.stage(self.step / self.options.num_steps) != self.windows.stage(
+            (self.step - 1) / self.options.num_steps
+        ):  # losses of longer windows are others
+            self.best_loss, self.stage_began = math.inf, self.step
+        elif self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
             self._look()
         self.consistent = True
+
+    def _solvable_loss(self) -> tuple[Trajectories, Tensor]:
+        """Return data of a step and their loss; where an implicit step has no solution, of other draws."""
+        for remaining in reversed(range(MAX_REDRAWS)):
+            data = self.windows.pick(self.step / self.options.num_steps)
+            try:
+                with _ScaledDivergence(self.options.kl_weight):
+                    return data, self.elbo.differentiable_loss(self.model, self.guide, data)
+            except SolveError:
+                if not remaining:
+                    raise
+        raise AssertionError("unreachable")
 
     def _look(self) -> None:
         if self.smoothed < self.best_loss:
             self.best_loss, self.best_step = self.smoothed, self.step
             self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
-        looks = (self.step - self.best_step) / self.options.check_every
-        self.stopped_early = 0 < self.options.patience <= looks and self.step < self.options.num_steps
+        looks = (self.step - max(self.best_step, self.stage_began)) / self.options.check_every
+        progress = self.step / self.options.num_steps
+        ended = progress == 1 or self.windows.stage(progress) < self.windows.stage(1.0)
+        self.stopped_early = 0 < self.options.patience <= looks and not ended
 
     @property
     def smoothed(self) -> float:
-        """Mean of the latest losses."""
-        recent = self.losses[-self.options.check_every :]
+        """Mean of the latest losses, all of windows of one length."""
+        recent = self.losses[max(self.stage_began, self.step - self.options.check_every) :]
         return math.fsum(recent) / max(1, len(recent))
 
     def report(self) -> SVIStep:
@@ -377,6 +449,7 @@ class _Run:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "stage_began": self.stage_began,
             "stopped_early": self.stopped_early,
             "seconds": self.seconds,
             "parameters": {name: value.detach().clone() for name, value in self.parameters.items()},
@@ -410,6 +483,7 @@ class _Run:
         )
         self.step, self.losses = int(state["step"]), state["losses"].tolist()
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self.stage_began = state["stage_began"]
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
         self.best = dict(state["best"])
         self._assign(state["parameters"])
@@ -423,7 +497,7 @@ def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming
     """Build the guide and move it to where the options say it starts."""
     assert options.guide != "auto"
     if options.guide == "amortised":
-        return _initial_amortised(model, _Windows(data, options).first(), options, resuming)
+        return _initial_amortised(model, data, _Windows(data, options).first(), options, resuming)
     if options.start == "prior":
         return make_guide(options.guide, model, data)
     if options.start == "values" or resuming:
@@ -439,9 +513,16 @@ def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming
     return guide
 
 
-def _initial_amortised(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> AmortisedGuide:
+def _initial_amortised(
+    model: Any, whole: Trajectories, data: Trajectories, options: SVIOptions, resuming: bool
+) -> AmortisedGuide:
     """Build an amortised guide; teach potential and encoder what can be learned without sampling."""
     values: dict[str, Tensor] = {}
+    if callable(getattr(model, "make_encoder", None)):  # what it reads is not in the units of states
+        encoder = model.make_encoder(data)
+        if not resuming and options.start != "prior":
+            model.pretrain(whole, encoder)
+        return AmortisedGuide(model, data, encoder=encoder, initial_values=starting_values(model, data))
     if not resuming and options.start != "prior":
         if callable(getattr(model, "pretrain", None)):
             model.pretrain(data)
@@ -469,11 +550,20 @@ def _found_posterior(model: Any, data: Trajectories, values: Mapping[str, Tensor
     return InitialPosterior(torch.cat([values[name] for name in INITIAL_SITES], dim=-1), scale, coupling)
 
 
+NETWORK_LAYERS = (
+    AbstractMLP,
+    torch.nn.Linear,
+    torch.nn.LSTM,
+    torch.nn.Conv2d,
+    torch.nn.ConvTranspose2d,
+)
+
+
 def _network_parameters(module: Any) -> Iterator[Tensor]:
     """Yield the parameters of a model or guide that are weights of networks."""
     if isinstance(module, torch.nn.Module):
         for child in module.modules():
-            if isinstance(child, AbstractMLP | torch.nn.Linear | torch.nn.LSTM | torch.nn.Conv2d):
+            if isinstance(child, NETWORK_LAYERS):
                 yield from child.parameters(recurse=False)
 
 

@@ -1,0 +1,202 @@
+"""Networks without mechanics behind a video: the rivals of `PixelVIN` (paper section 4.2).
+
+    q_0 ~ Normal(0, 1),  v_0 ~ Normal(0, s_v^2)          initial latent state of each clip
+    x_{t+1} = x_t + h f_theta(x_t), x = (q, v)           ResRNN (`residual`), or
+    x_{t+1} = f_theta(x_t)                               DVAE (`feed_forward`)
+    y_t | x_t ~ Bernoulli(g_phi(x_t))                    every pixel of a frame; the decoder sees all of x
+    or Normal(g_phi(x_t), sigma^2)                       of grey frames
+
+=========================  ===========  ============  =========  ================================
+site                       symbol       shape         support    prior
+=========================  ===========  ============  =========  ================================
+initial_position           q_0          (N, D)        real       Normal(0, 1)
+initial_velocity           v_0          (N, D)        real       Normal(0, s_v); s_v is 0.3 a frame
+dynamics.network.*         theta        per layer     real       point estimate
+noise_scale                sigma        ()            > 0        LogNormal(log 0.1, 1), grey frames
+obs                        y            (N, T, H W)   [0, 1]     observed
+=========================  ===========  ============  =========  ================================
+
+The halves of the latent state are called position and velocity for the encoder's sake, which begins with
+differences of positions; nothing in the dynamics makes them so. Guide and training are those of `PixelVIN`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Bernoulli, Normal
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor
+
+from vinppl._checks import require_choice
+from vinppl.baselines import AbstractBaseline, FreeField, FreeMap
+from vinppl.data import Trajectories
+from vinppl.draws import seeded
+from vinppl.fit import fit_motion
+from vinppl.manifolds import Euclidean
+from vinppl.pretraining import embedded_motion, pretrain_baseline, teach_frames
+from vinppl.priors import log_normal
+from vinppl.state import PhaseState, Trajectory
+from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName
+
+__all__ = ["PixelFree", "PixelFreeConfig"]
+
+
+@dataclass(frozen=True)
+class PixelFreeConfig:
+    """Options; those that `PixelVINConfig` has too mean the same.
+
+    Attributes:
+        dynamics: `residual` (ResRNN) or `feed_forward` (DVAE).
+        dynamics_sizes: widths of the hidden layers of the dynamics.
+        activation: of the dynamics.
+        likelihood: `bernoulli`, `gaussian` or `auto`.
+        network: `mlp` or `conv`.
+        hidden_sizes: widths of the layers of encoder and decoder.
+        num_context: frames that the guide reads.
+        num_decoded: frames of every window that a training step decodes; 0 decodes all.
+        num_taught: steps in which decoder and encoder learn the frames of the starting motion.
+        noise_scale: prior of sigma for grey frames.
+        network_seed: of the initial weights.
+    """
+
+    dynamics: Literal["residual", "feed_forward"] = "residual"
+    dynamics_sizes: tuple[int, ...] = (1000,)
+    activation: str = "tanh"
+    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto"
+    network: NetworkName = "mlp"
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    num_context: int = 10
+    num_decoded: int = 3
+    num_taught: int = 1500
+    noise_scale: tuple[float, float] = (0.1, 1.0)
+    network_seed: int = 0
+
+
+class PixelFree(PyroModule):
+    """A free network behind a video; see the module docstring for equations and sites.
+
+    Args:
+        data: clips; they set the size of a frame, the number of coordinates and the rate of frames.
+        config: options.
+
+    Raises:
+        DataError: if the data are not frames.
+    """
+
+    Config: ClassVar[type] = PixelFreeConfig
+    default_guide: ClassVar[str] = "amortised"
+    noise_scale: Any
+
+    def __init__(self, data: Trajectories, config: PixelFreeConfig = PixelFreeConfig()) -> None:
+        super().__init__()
+        require_choice("dynamics", config.dynamics, ("residual", "feed_forward"))
+        require_choice("likelihood", config.likelihood, ("auto", "bernoulli", "gaussian"))
+        self.config = config
+        self.num_context = config.num_context
+        height, width = data.frames.shape[-2:]
+        self.image_shape = (height, width)
+        self.manifold = Euclidean(data.dim)
+        gaps = data.times.diff(dim=-1)
+        step = float(gaps[gaps > 0].median()) if bool((gaps > 0).any()) else 1.0
+        self.velocity_scale = 0.3 / step
+        self.dynamics = self._law(step)
+        with seeded(config.network_seed):
+            self.decoder = FrameDecoder(
+                2 * data.dim, self.image_shape, network=config.network, hidden_sizes=config.hidden_sizes
+            )
+        black_and_white = bool(((data.values == 0) | (data.values == 1)).all())
+        self.is_binary = config.likelihood == "bernoulli" or (config.likelihood == "auto" and black_and_white)
+        if not self.is_binary:
+            self.noise_scale = PyroSample(log_normal(*config.noise_scale))
+        self.register_buffer("q_scale", torch.ones(data.dim))
+        self.register_buffer("v_scale", torch.full((data.dim,), self.velocity_scale))
+        self.to(data.values.dtype).to(data.values.device)
+        self.eval()
+
+    def _law(self, step: float) -> AbstractBaseline:
+        generator = torch.Generator().manual_seed(self.config.network_seed)
+        sizes, activation = self.config.dynamics_sizes, self.config.activation
+        scale = self.velocity_scale
+        if self.config.dynamics == "residual":
+            return FreeField(
+                self.manifold,
+                hidden_sizes=sizes,
+                activation=activation,
+                velocity_scale=scale,
+                generator=generator,
+            )
+        return FreeMap(
+            step,
+            self.manifold,
+            hidden_sizes=sizes,
+            activation=activation,
+            velocity_scale=scale,
+            generator=generator,
+        )
+
+    def forward(self, data: Trajectories) -> Trajectory:
+        """Run the generative program on the times and frames of `data`, as `PixelVIN` does."""
+        clips = pyro.plate("trajectory", data.num_trajectories, dim=-1)
+        with clips:
+            q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
+            v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
+        path = self.dynamics(PhaseState(q0, v0), data.grid())
+        count, total = self.config.num_decoded, data.num_times
+        times = torch.arange(total)
+        if self.training and 0 < count < total:
+            times = torch.randperm(total)[:count]
+        times = times.to(data.values.device)
+        logits = self.decoder(self._seen(path.q[..., times, :], path.v[..., times, :]))
+        frames = self.pixels(logits).mask(data.mask[:, times]).to_event(2)
+        with clips:
+            self.dynamics.record(path)
+            with poutine.scale(scale=total / len(times)):
+                pyro.sample("obs", frames, obs=data.values[:, times])
+        return path
+
+    def pixels(self, logits: Tensor) -> Bernoulli | Normal:
+        """Return the distribution of pixels, given what the decoder returns."""
+        if self.is_binary:
+            return Bernoulli(logits=logits, validate_args=False)
+        scale = self.noise_scale
+        return Normal(logits.sigmoid(), scale[..., None, None] if scale.ndim else scale)
+
+    def decode(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return the mean grey levels of frames, `(*batch, height, width)`, in states `(*batch, dim)`."""
+        return self.decoder(self._seen(q, v)).sigmoid().unflatten(-1, self.image_shape)
+
+    def _seen(self, q: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([q, v / self.velocity_scale], dim=-1)
+
+    def make_encoder(self, data: Trajectories) -> ClipEncoder:
+        """Return the guide's network from the first frames of a clip to its initial state."""
+        with seeded(self.config.network_seed + 1):
+            encoder = ClipEncoder(
+                self.image_shape,
+                self.manifold,
+                velocity_scale=self.velocity_scale,
+                num_frames=self.config.num_context,
+                network=self.config.network,
+                hidden_sizes=self.config.hidden_sizes,
+            )
+        return encoder.to(data.values.dtype).to(data.values.device)
+
+    def pretrain(self, data: Trajectories, encoder: ClipEncoder) -> None:
+        """Start from the arc length along the curve of frames, as `PixelVIN` does."""
+        positions = embedded_motion(data, self.manifold)
+        pretrain_baseline(self.dynamics, positions)
+        path = fit_motion(self.dynamics, positions)
+        parameters = [*self.decoder.parameters(), *encoder.parameters()]
+        teach_frames(
+            lambda q, v: self.decoder(self._seen(q, v)),
+            encoder,
+            parameters,
+            data,
+            path,
+            num_steps=self.config.num_taught,
+        )

@@ -1,0 +1,108 @@
+"""Networks of frames: shapes, and what an untrained encoder of clips already knows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vinppl.data import Trajectories
+from vinppl.manifolds import Circle, Euclidean, Manifold
+from vinppl.vision import ClipEncoder, FrameDecoder, FrameEncoder, coordinates_of
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_shapes_of_encoder_and_decoder(network: Any) -> None:
+    encoder = FrameEncoder((12, 16), 3, network=network, hidden_sizes=(8,))
+    decoder = FrameDecoder(2, (12, 16), network=network, hidden_sizes=(8,))
+    assert encoder(torch.rand(2, 5, 192)).shape == (2, 5, 3)
+    assert decoder(torch.rand(2, 5, 4, 2)).shape == (2, 5, 4, 192)
+
+
+def test_convolutions_need_sides_that_four_divides() -> None:
+    with pytest.raises(ValueError, match="multiples of four"):
+        FrameEncoder((10, 12), 3, network="conv")
+    with pytest.raises(ValueError, match="network must be one of"):
+        FrameDecoder(1, (12, 12), network="other")  # type: ignore[arg-type]
+
+
+def test_coordinates_invert_features() -> None:
+    manifold = Manifold((True, False, True))
+    q = torch.tensor([[3.0, -5.0, -2.0], [0.1, 7.0, 1.5]])
+    torch.testing.assert_close(coordinates_of(3.0 * manifold.features(q), manifold)[:, [0, 2]], q[:, [0, 2]])
+    torch.testing.assert_close(coordinates_of(manifold.features(q), manifold), q)
+
+
+class Taught(ClipEncoder):
+    """An encoder whose frames tell their position: the first pixels hold its features."""
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        size = self.manifold.num_features
+        return torch.cat([2 * pixels[..., :size] - 1, 0 * pixels[..., : self.num_codes]], dim=-1)
+
+
+def clips(manifold: Manifold, times: Tensor, q: Tensor) -> Trajectories:
+    frames = torch.zeros(*q.shape, 12, 12)
+    frames[..., 0, : manifold.num_features] = 0.5 * (manifold.features(q.unsqueeze(-1)) + 1)
+    return Trajectories.from_frames(frames, times)
+
+
+@pytest.mark.parametrize("manifold", [Circle(), Euclidean(1)])
+def test_an_untrained_encoder_reads_position_and_velocity_off_the_first_frames(manifold: Manifold) -> None:
+    times = 0.1 * torch.arange(8).double()
+    start = torch.tensor([3.0, -0.2, -3.1]) if manifold.any_periodic else torch.tensor([0.1, -0.2, 0.0])
+    speed = torch.tensor([2.0, -1.0, -3.0]) if manifold.any_periodic else torch.tensor([1.0, -0.5, 0.3])
+    q = start[:, None] + speed[:, None] * times + 0.2 * times**2  # crosses the cut of the circle
+    data = clips(manifold, times, q)
+    found = Taught((12, 12), manifold, velocity_scale=3.0).to(data.values.dtype)(data)
+    torch.testing.assert_close(found.loc[:, 1], speed.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.loc[:, 0], start.double(), rtol=1e-4, atol=1e-5)
+    assert bool((found.scale > 0).all())
+
+
+def test_frames_that_are_missing_or_beyond_its_reading_do_not_matter() -> None:
+    torch.manual_seed(0)
+    times = 0.1 * torch.arange(8).double()
+    data = clips(Circle(), times, torch.linspace(0, 1, 8).expand(2, 8).clone())
+    encoder = ClipEncoder((12, 12), Circle(), velocity_scale=3.0, num_frames=5, hidden_sizes=(8,))
+    encoder = encoder.to(data.values.dtype)
+    torch.nn.init.normal_(encoder.head.weight)
+    frames = data.frames.clone()
+    frames[:, 5:] = 0.3
+    torch.testing.assert_close(
+        encoder(Trajectories.from_frames(frames, times)).loc, encoder(data).loc, rtol=0, atol=0
+    )
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[:, 2] = False
+    one, other = (data.frames.clone() for _ in range(2))
+    other[:, 2] = 0.7
+    loc = [encoder(Trajectories.from_frames(x, times, mask=mask)).loc for x in (one, other)]
+    torch.testing.assert_close(*loc, rtol=0, atol=0)
+    assert bool((loc[0] != encoder(data).loc).any())
+
+
+def test_velocities_stay_where_a_lie_group_step_has_a_solution() -> None:
+    times = 0.1 * torch.arange(8).double()
+    data = clips(Circle(), times, torch.linspace(0, 20, 8)[None])
+    encoder = Taught((12, 12), Circle(), velocity_scale=3.0, max_velocity=9.0).to(data.values.dtype)
+    assert float(encoder(data).loc[0, 1].detach().abs()) < 9.0
+
+
+def test_gradients_reach_every_weight() -> None:
+    data = clips(Circle(), 0.1 * torch.arange(8).double(), torch.linspace(0, 1, 8).expand(2, 8).clone())
+    encoder = ClipEncoder((12, 12), Circle(), velocity_scale=3.0, hidden_sizes=(8,)).to(data.values.dtype)
+    torch.nn.init.normal_(encoder.head.weight)
+    found = encoder(data)
+    (found.loc.sum() + found.scale.sum() + found.coupling.sum()).backward()
+    for name, weight in encoder.named_parameters():
+        assert weight.grad is not None, name
+        assert bool(torch.isfinite(weight.grad).all()), name
+        assert float(weight.grad.abs().sum()) > 0, name
+
+
+def test_one_frame_shows_no_velocity() -> None:
+    with pytest.raises(ValueError, match="num_frames must be at least 2"):
+        ClipEncoder((12, 12), Circle(), velocity_scale=math.pi, num_frames=1)
