@@ -11,8 +11,8 @@ that were measured for 3 s just like those of the training (start `inferred`), o
 (start `true`, the paper's protocol), and is scored against the noise-free future: `at` one second of the
 horizon, or from its beginning `to` the horizon.
 
-Writes OUT/noisy_states.csv, the figures, and a file for every finished trial, from which a run that was
-stopped goes on.
+Writes OUT/noisy_states.csv, a table of paired comparisons, the figures, and a file for every finished
+trial, from which a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from vinppl import scores
@@ -117,7 +118,14 @@ def main(config: Config) -> None:
     write_table(frame, path, command=command, seeds=range(config.num_seeds))
     for name, figure in figures(frame, examples).items():
         save_figure(figure, config.out / f"{name}.png")
+    versus = paired(frame)
+    write_table(
+        versus, config.out / "noisy_states_paired.csv", command=command, seeds=range(config.num_seeds)
+    )
     print(summary(frame).to_string(float_format="%.3g"))
+    better = versus[(versus["ratio"] < 1) & (versus["model"] != "oracle")]
+    print(f"\nWhere another model has the lower score than {RECOMMENDED}, on the geometric mean over seeds:")
+    print(better.to_string(index=False, float_format="%.3g") if len(better) else "nowhere")
     print(f"\n{path} ({time.monotonic() - began:.0f} s in this call)")
 
 
@@ -383,6 +391,37 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return chosen.groupby(["system", "size", "model"], sort=False)[columns].mean()
 
 
+def paired(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return how every model fares against the recommended VIN on the same data, from inferred states.
+
+    Returns:
+        A row for each setting, horizon, model and score. `ratio` is the geometric mean over seeds of the
+        model's score over that of the VIN, `low` and `high` its 90 % interval by Student's t on the
+        logarithm, `won` the number of `seeds` on which the VIN has the lower score.
+    """
+    keys = ["system", "size", "span", "horizon", "seed"]
+    chosen = frame[frame["start"] == "inferred"]
+    reference = chosen[chosen["model"] == RECOMMENDED].set_index(keys)
+    rows = []
+    for (model, *setting), part in chosen.groupby(["model", *keys[:-1]], sort=False):
+        own = part.set_index(keys)
+        common = own.index.intersection(reference.index)
+        if model == RECOMMENDED or common.empty:
+            continue
+        for score in ("rmse", "crps"):
+            logs = np.log(own.loc[common, score] / reference.loc[common, score]).to_numpy()
+            half = math.nan
+            if len(logs) > 1:
+                half = stats.t.ppf(0.95, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+            names = dict(zip(keys[:-1], setting, strict=True))
+            means = {"ratio": logs.mean(), "low": logs.mean() - half, "high": logs.mean() + half}
+            counts = {"won": int((logs > 0).sum()), "seeds": len(logs)}
+            found = {name: math.exp(value) for name, value in means.items()}
+            rows.append({"model": model, **names, "score": score, **counts, **found})
+    columns = ["model", *keys[:-1], "score", "won", "seeds", "ratio", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 # Models and how they are fitted
 
 
@@ -398,9 +437,14 @@ def fit_oracle(data: Trajectories, to: Fit) -> list[Member]:
 
 def by_nuts(model: Any, data: Trajectories, to: Fit) -> Member:
     """Sample all sites; whatever initial states the data had, new trajectories have others."""
-    draws = 100 if to.quick else 400
+    draws = 60 if to.quick else 400
     options = MCMCOptions(
-        num_chains=2, num_warmup=draws, num_draws=draws, num_workers=1, seed=to.seed, max_refinements=1
+        num_chains=2,
+        num_warmup=draws,
+        num_draws=draws,
+        num_workers=1,
+        seed=to.seed,
+        max_refinements=0 if to.quick else 1,
     )
     flat = fit_mcmc(model, data, options).flat()
     return Member(model, {name: value for name, value in flat.items() if not name.startswith("initial_")})
@@ -443,7 +487,7 @@ def bayesian_vin(integrator: str, **options: Any) -> Callable[[Trajectories, Fit
 
 def all_weights(data: Trajectories, to: Fit) -> list[Member]:
     """Return NUTS over every weight of a small network."""
-    options = {"hidden_sizes": (8,), "weight_prior_scale": 2.0}
+    options = {"hidden_sizes": (2 if to.quick else 8,), "weight_prior_scale": 2.0}
     return [by_nuts(vin(data, to, **options), data, to)]
 
 
@@ -547,6 +591,9 @@ TITLES = {
     "feed_forward": "feed-forward",
 }
 """Models that figures show."""
+
+RECOMMENDED = "vin_vv_nuts"
+"""The model that the others are compared with."""
 
 EXAMPLE = "example"
 """Span of the rows that hold a forecast instead of its scores."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vinppl import SVIOptions, fit_svi, system
 from vinppl.encoders import InitialPosterior
+from vinppl.errors import ConvergenceWarning
 from vinppl.fit.pretrain import pretrain_encoder
-from vinppl.fit.starts import fit_point
+from vinppl.fit.starts import find_start, fit_point
 from vinppl.guides import AmortisedGuide
 from vinppl.logdensity import LogDensity
 from vinppl.models import NoisyStates, NoisyStatesConfig
@@ -73,3 +76,13 @@ def test_a_network_with_an_amortised_guide_follows_its_data() -> None:
     draws = result.sample(200)
     assert (draws["initial_position"].mean(0) - truth.q[:, 0]).abs().max() < 0.2
     assert (draws["noise_scale"].mean(0) < 0.2).all()
+
+
+def test_a_start_that_calls_the_motion_noise_begins_anew_with_less_of_the_record() -> None:
+    """From 25 samples at once, swings near the top are taken for noise of a standard deviation above 1."""
+    data, _ = simulate(system("pendulum"), num_trajectories=5, num_times=30, noise_scale=0.33, seed=4)
+    model = NoisyStates(data, NoisyStatesConfig(potential="random_features", network_seed=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = find_start(model, data)
+    assert float(found.values["noise_scale"].max()) < 0.5

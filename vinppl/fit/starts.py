@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from vinppl.errors import ConvergenceWarning, NumericalWarning
+from vinppl.estimates import noise_estimate
 from vinppl.logdensity import LogDensity
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ __all__ = ["Start", "find_start", "fit_point", "laplace_covariance", "starting_v
 COMPILED_ITERATIONS = 500
 """L-BFGS iterations where an evaluation costs microseconds."""
 
-FIRST_HORIZON = 25
-"""Samples that are fitted first."""
+FIRST_HORIZONS = (25, 12)
+"""Samples that are fitted first: fewer, where from the first number on all is explained as noise."""
 
 GROWTH = 2.5
 """Factor by which the horizon grows, as long as the longer one is explained as well."""
@@ -90,7 +91,7 @@ def find_start(
         ConvergenceWarning: if the search did not end at a stationary point.
     """
     values = dict(starting_values(model, data) if initial_values is None else initial_values)
-    density, point = _grow(model, data, values, max_iterations, soften)
+    density, point = _explain(model, data, values, max_iterations, soften)
     if density.native is not None:
         max_iterations = COMPILED_ITERATIONS
     covariance = None
@@ -113,8 +114,38 @@ def find_start(
     return Start(density, point, covariance, _detached(density.constrain(point)), converged)
 
 
-def _grow(
+def _explain(
     model: Any, data: Trajectories, values: Mapping[str, Tensor], max_iterations: int, soften: bool
+) -> tuple[LogDensity, Tensor]:
+    """Return the density of the whole record and the best mode found from the first horizons.
+
+    The next one is tried only where measurements are explained much worse than by their scatter around
+    smooth motion.
+    """
+    expected = -math.inf
+    if data.image_shape is None:
+        scatter = noise_estimate(data)
+        share = data.mask.to(scatter.dtype).mean((0, 1))
+        expected = -float((share * scatter.log()).sum() / share.sum()) - 0.5 * math.log(2 * math.pi * math.e)
+    best: tuple[float, LogDensity, Tensor] | None = None
+    for first in FIRST_HORIZONS:
+        density, point = _grow(model, data, values, max_iterations, soften, first)
+        found = float(density(point).detach()) / max(1, data.num_observed)
+        if best is None or found > best[0]:
+            best = found, density, point
+        if best[0] > expected - MAX_LOSS or data.num_times <= FIRST_HORIZONS[-1]:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def _grow(
+    model: Any,
+    data: Trajectories,
+    values: Mapping[str, Tensor],
+    max_iterations: int,
+    soften: bool,
+    first: int,
 ) -> tuple[LogDensity, Tensor]:
     """Climb over growing horizons, and return the density of the whole record and the mode found.
 
@@ -124,7 +155,7 @@ def _grow(
     reached, quality, growth, retries = 0, -math.inf, GROWTH, MAX_RETRIES
     densities: dict[int, LogDensity] = {}
     while True:
-        length = min(data.num_times, max(FIRST_HORIZON, reached + 1, math.ceil(growth * reached)))
+        length = min(data.num_times, max(first, reached + 1, math.ceil(growth * reached)))
         part = data if length == data.num_times else data.first(length)
         if length not in densities:
             whole = length == data.num_times
