@@ -45,7 +45,7 @@ demo: $(STAMP)
 
 # One thread a process: the tests' tensors are small and the processes share the cores. ArviZ 0.23 keeps
 # a stamp file that parallel first imports would race for, hence the import beforehand.
-PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test: lint typecheck wheel test-arviz1
 	@$(BIN)/python -W ignore -c "import arviz"

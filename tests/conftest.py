@@ -44,6 +44,22 @@ def restore_torch_state(state: dict[str, Any]) -> None:
     torch.autograd.set_detect_anomaly(state["anomaly detection"])
 
 
+LONGEST = (
+    "test_scripts.py::test_the_noisy_study",
+    "test_trials.py",
+    "test_notebooks.py",
+    "test_scripts.py",
+    "test_pixels.py",
+)
+"""Tests that begin first, so that no process waits for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+    rank = {place: i for i, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: min((rank[p] for p in LONGEST if p in item.nodeid), default=len(rank)))
+
+
 @pytest.fixture(autouse=True)
 def isolated_torch() -> Iterator[None]:
     """Run a test in float64, seeded and validated; fail it if it changes global Torch state."""

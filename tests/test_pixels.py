@@ -198,9 +198,9 @@ def test_a_fit_and_its_forecast_go_to_arviz(tmp_path: Path) -> None:
 
 
 def test_grey_noisy_film_of_a_free_network() -> None:
-    data = film(1, 40, "mass_spring", levels="grey")
+    data = film(1, 24, "mass_spring", levels="grey")
     data = Trajectories.from_frames(degrade(data.frames, noise=0.05), data.times[0])
-    model = build(PixelFree, data)
+    model = build(PixelFree, data, dynamics_sizes=(20,), num_taught=20)
     result = fit_svi(model, data, SVIOptions(num_steps=20, window=10, num_particles=2))
     draws = result.sample(10)
     assert set(draws) == {"initial_position", "initial_velocity", "noise_scale"}

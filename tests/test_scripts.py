@@ -262,7 +262,7 @@ def test_the_noisy_study_scores_every_model_and_reads_what_it_has_already(tmp_pa
     out, err = run(tmp_path, *arguments)
     assert "failed" not in out + err
     table = read_table(tmp_path / "study" / "noisy_states.csv")
-    assert len(table.groupby(["system", "model"])) == 32
+    assert len(table.groupby(["system", "model"])) == 34
     assert set(table["start"]) == {"inferred", "true"}
     assert np.isfinite(table.drop(columns=["model", "system", "start", "span"])).all(axis=None)
     assert bool((table.loc[table["model"] == "oracle", "skill"] == 1).all())
