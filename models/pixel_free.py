@@ -23,25 +23,26 @@ differences of positions; nothing in the dynamics makes them so. Guide and train
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Bernoulli, Normal
-from pyro.nn import PyroModule, PyroSample
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl._checks import require_choice
 from vinppl.baselines import AbstractBaseline, FreeField, FreeMap
 from vinppl.data import Trajectories
 from vinppl.draws import seeded
+from vinppl.emissions import LikelihoodName, make_pixel_emission
 from vinppl.fit import fit_motion
 from vinppl.manifolds import Euclidean
 from vinppl.pretraining import embedded_motion, pretrain_baseline, teach_frames
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
-from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName
+from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
 
 __all__ = ["PixelFree", "PixelFreeConfig"]
 
@@ -67,7 +68,7 @@ class PixelFreeConfig:
     dynamics: Literal["residual", "feed_forward"] = "residual"
     dynamics_sizes: tuple[int, ...] = (1000,)
     activation: str = "tanh"
-    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto"
+    likelihood: LikelihoodName = "auto"
     network: NetworkName = "mlp"
     hidden_sizes: tuple[int, ...] = (256, 256)
     num_context: int = 10
@@ -90,29 +91,23 @@ class PixelFree(PyroModule):
 
     Config: ClassVar[type] = PixelFreeConfig
     default_guide: ClassVar[str] = "amortised"
-    noise_scale: Any
 
     def __init__(self, data: Trajectories, config: PixelFreeConfig = PixelFreeConfig()) -> None:
         super().__init__()
         require_choice("dynamics", config.dynamics, ("residual", "feed_forward"))
-        require_choice("likelihood", config.likelihood, ("auto", "bernoulli", "gaussian"))
         self.config = config
         self.num_context = config.num_context
         height, width = data.frames.shape[-2:]
         self.image_shape = (height, width)
         self.manifold = Euclidean(data.dim)
-        gaps = data.times.diff(dim=-1)
-        step = float(gaps[gaps > 0].median()) if bool((gaps > 0).any()) else 1.0
+        step = data.median_step
         self.velocity_scale = 0.3 / step
         self.dynamics = self._law(step)
         with seeded(config.network_seed):
             self.decoder = FrameDecoder(
                 2 * data.dim, self.image_shape, network=config.network, hidden_sizes=config.hidden_sizes
             )
-        black_and_white = bool(((data.values == 0) | (data.values == 1)).all())
-        self.is_binary = config.likelihood == "bernoulli" or (config.likelihood == "auto" and black_and_white)
-        if not self.is_binary:
-            self.noise_scale = PyroSample(log_normal(*config.noise_scale))
+        self.emission = make_pixel_emission(config.likelihood, data.values, log_normal(*config.noise_scale))
         self.register_buffer("q_scale", torch.ones(data.dim))
         self.register_buffer("v_scale", torch.full((data.dim,), self.velocity_scale))
         self.to(data.values.dtype).to(data.values.device)
@@ -146,25 +141,14 @@ class PixelFree(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.dynamics(PhaseState(q0, v0), data.grid())
-        count, total = self.config.num_decoded, data.num_times
-        times = torch.arange(total)
-        if self.training and 0 < count < total:
-            times = torch.randperm(total)[:count]
-        times = times.to(data.values.device)
-        logits = self.decoder(self._seen(path.q[..., times, :], path.v[..., times, :]))
-        frames = self.pixels(logits).mask(data.mask[:, times]).to_event(2)
+        chosen = sample_times(data, self.config.num_decoded if self.training else 0)
+        logits = self.decoder(self._seen(path.q[..., chosen, :], path.v[..., chosen, :]))
+        frames = self.emission(logits, data.times[:, chosen], mask=data.mask[:, chosen])
         with clips:
             self.dynamics.record(path)
-            with poutine.scale(scale=total / len(times)):
-                pyro.sample("obs", frames, obs=data.values[:, times])
+            with poutine.scale(scale=data.num_times / len(chosen)):
+                pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
-
-    def pixels(self, logits: Tensor) -> Bernoulli | Normal:
-        """Return the distribution of pixels, given what the decoder returns."""
-        if self.is_binary:
-            return Bernoulli(logits=logits, validate_args=False)
-        scale = self.noise_scale
-        return Normal(logits.sigmoid(), scale[..., None, None] if scale.ndim else scale)
 
     def decode(self, q: Tensor, v: Tensor) -> Tensor:
         """Return the mean grey levels of frames, `(*batch, height, width)`, in states `(*batch, dim)`."""

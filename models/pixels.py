@@ -30,19 +30,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Bernoulli, Normal
-from pyro.nn import PyroModule, PyroSample
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
 from torch import Tensor
 
-from vinppl._checks import require, require_choice
+from vinppl._checks import require
 from vinppl.data import Trajectories
 from vinppl.draws import seeded
 from vinppl.dynamics import VIN
+from vinppl.emissions import LikelihoodName, make_pixel_emission
 from vinppl.fit import fit_motion
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
@@ -50,7 +51,7 @@ from vinppl.potentials import NeuralPotential
 from vinppl.pretraining import embedded_motion, pretrain_potential, teach_frames
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
-from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName
+from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
 
 __all__ = ["PixelVIN", "PixelVINConfig"]
 
@@ -81,7 +82,7 @@ class PixelVINConfig:
 
     integrator: str = "so2"
     angle: bool | None = None
-    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto"
+    likelihood: LikelihoodName = "auto"
     potential_sizes: tuple[int, ...] = (100,)
     activation: str = "tanh"
     network: NetworkName = "mlp"
@@ -109,19 +110,16 @@ class PixelVIN(PyroModule):
 
     Config: ClassVar[type] = PixelVINConfig
     default_guide: ClassVar[str] = "amortised"
-    noise_scale: Any
 
     def __init__(self, data: Trajectories, config: PixelVINConfig = PixelVINConfig()) -> None:
         super().__init__()
-        require_choice("likelihood", config.likelihood, ("auto", "bernoulli", "gaussian"))
         require(config.num_decoded >= 0, "num_decoded must be 0 (all) or more", config.num_decoded)
         self.config = config
         height, width = data.frames.shape[-2:]
         self.image_shape = (height, width)
         angle = config.integrator.startswith("so2") if config.angle is None else config.angle
         self.manifold = Manifold((angle,) * data.dim)
-        gaps = data.times.diff(dim=-1)
-        step = float(gaps[gaps > 0].median()) if bool((gaps > 0).any()) else 1.0
+        step = data.median_step
         q_scale, v_scale = config.initial_scale or (math.pi / 3**0.5 if angle else 1.0, 0.3 / step)
         self.velocity_scale, self.step_size = v_scale, step
         self.num_context = config.num_context
@@ -144,10 +142,7 @@ class PixelVIN(PyroModule):
                 network=config.network,
                 hidden_sizes=config.hidden_sizes,
             )
-        black_and_white = bool(((data.values == 0) | (data.values == 1)).all())
-        self.is_binary = config.likelihood == "bernoulli" or (config.likelihood == "auto" and black_and_white)
-        if not self.is_binary:
-            self.noise_scale = PyroSample(log_normal(*config.noise_scale))
+        self.emission = make_pixel_emission(config.likelihood, data.values, log_normal(*config.noise_scale))
         self.register_buffer("q_scale", torch.full((data.dim,), float(q_scale)))
         self.register_buffer("v_scale", torch.full((data.dim,), float(v_scale)))
         self.to(data.values.dtype).to(data.values.device)
@@ -163,25 +158,14 @@ class PixelVIN(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
-        count, total = self.config.num_decoded, data.num_times
-        times = torch.arange(total)
-        if self.training and 0 < count < total:
-            times = torch.randperm(total)[:count]
-        times = times.to(data.values.device)
-        logits = self.decoder(self.manifold.features(path.q[..., times, :]))
-        frames = self.pixels(logits).mask(data.mask[:, times]).to_event(2)
+        chosen = sample_times(data, self.config.num_decoded if self.training else 0)
+        logits = self.decoder(self.manifold.features(path.q[..., chosen, :]))
+        frames = self.emission(logits, data.times[:, chosen], mask=data.mask[:, chosen])
         with clips:
             self.vin.record(path)
-            with poutine.scale(scale=total / len(times)):
-                pyro.sample("obs", frames, obs=data.values[:, times])
+            with poutine.scale(scale=data.num_times / len(chosen)):
+                pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
-
-    def pixels(self, logits: Tensor) -> Bernoulli | Normal:
-        """Return the distribution of pixels, given what the decoder returns."""
-        if self.is_binary:
-            return Bernoulli(logits=logits, validate_args=False)
-        scale = self.noise_scale
-        return Normal(logits.sigmoid(), scale[..., None, None] if scale.ndim else scale)
 
     def decode(self, q: Tensor) -> Tensor:
         """Return the mean grey levels of frames, `(*batch, height, width)`, at positions `(*batch, dim)`."""

@@ -1,4 +1,4 @@
-"""How measurements scatter around a trajectory: Gaussian, Student-t, and AR(1) noise.
+"""How measurements scatter around a trajectory: Gaussian, Student-t, and AR(1) noise, and pixels.
 
 Each is a distribution over whole series, batch `(*batch,)` and event
 `(time, channel)`, that knows which entries were observed. Missing entries count
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pyro.distributions import Gamma, Normal, StudentT, TorchDistribution, constraints
+from pyro.distributions import Bernoulli, Gamma, Normal, StudentT, TorchDistribution, constraints
 from torch import Tensor
 
 from vinppl._checks import require, require_choice
@@ -21,11 +21,14 @@ __all__ = [
     "AR1Series",
     "GaussianEmission",
     "GaussianSeries",
+    "LikelihoodName",
     "NoiseName",
+    "PixelEmission",
     "StudentTEmission",
     "StudentTSeries",
     "VelocityGain",
     "make_emission",
+    "make_pixel_emission",
 ]
 
 
@@ -344,3 +347,47 @@ def make_emission(
         degrees = Gamma(torch.tensor(2.0), torch.tensor(0.1))  # Juarez and Steel 2010
         return StudentTEmission(noise_scale, degrees, num_channels=num_channels)
     return GaussianEmission(noise_scale, num_channels=num_channels)
+
+
+class PixelEmission(Component):
+    """Pixels around what a decoder of frames returns.
+
+    Args:
+        noise_scale: standard deviation of grey levels around the logistic function of the logits; `None`
+            for black and white, where that function is the probability of white.
+
+    Sites:
+        `noise_scale`, of grey levels.
+    """
+
+    transparent = True
+
+    def __init__(self, noise_scale: Spec | None) -> None:
+        super().__init__()
+        self.grey = None if noise_scale is None else GaussianEmission(noise_scale)
+
+    def forward(self, logits: Tensor, times: Tensor, *, mask: Tensor) -> TorchDistribution:
+        """Return the distribution of frames, event `(time, pixel)`, for logits `(*batch, time, pixel)`."""
+        if self.grey is None:
+            return Bernoulli(logits=logits, validate_args=False).mask(mask).to_event(2)
+        return self.grey(logits.sigmoid(), times, mask=mask)
+
+
+LikelihoodName = Literal["auto", "bernoulli", "gaussian"]
+
+
+def make_pixel_emission(likelihood: LikelihoodName, values: Tensor, noise_scale: Spec) -> PixelEmission:
+    """Return the emission of that name; `auto` is `bernoulli` where all values are black or white.
+
+    Args:
+        likelihood: its name.
+        values: grey levels of the data.
+        noise_scale: see `PixelEmission`; for grey levels.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    require_choice("likelihood", likelihood, ("auto", "bernoulli", "gaussian"))
+    if likelihood == "auto":
+        likelihood = "bernoulli" if bool(((values == 0) | (values == 1)).all()) else "gaussian"
+    return PixelEmission(None if likelihood == "bernoulli" else noise_scale)

@@ -66,8 +66,7 @@ def extend(
             f"held-out data must continue the same {data.num_trajectories} trajectories",
             f"{held_out.num_trajectories}",
         )
-    gaps = data.times.diff(dim=-1)
-    step = float(gaps[gaps > 0].median()) if step_size is None else step_size
+    step = data.median_step if step_size is None else step_size
     require(step > 0, "step_size must be positive", step)
     pieces = [_extend_one(data, held_out, n, horizon, step) for n in range(data.num_trajectories)]
     longest = max(times.numel() for times, _, _, _ in pieces)

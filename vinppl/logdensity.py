@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vinppl._checks import require, require_choice
+from vinppl.draws import plate_nesting
 from vinppl.errors import NumericalWarning
 from vinppl.native import compile_density
 from vinppl.rollout import BACKENDS, Backend
@@ -69,7 +70,7 @@ class LogDensity:
         strategy = init_to_value(values=dict(initial_values or {}), fallback=init_to_median(num_samples=25))
         self._model, self._args = model, args
         parameters, self._potential, self._transforms, trace = initialize_model(
-            model, args, init_strategy=strategy, max_plate_nesting=_plate_nesting(model, args)
+            model, args, init_strategy=strategy, max_plate_nesting=_nesting(model, args)
         )
         require(len(parameters) > 0, "the model must have at least one latent site", "none")
         learned = [name for name, site in trace.nodes.items() if site["type"] == "param"]
@@ -149,12 +150,11 @@ class LogDensity:
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
 
-def _plate_nesting(model: Any, args: tuple[Any, ...]) -> int:
+def _nesting(model: Any, args: tuple[Any, ...]) -> int:
     """Return the number of plates that the model nests, by a draw from its prior."""
     with pyro.validation_enabled(False), torch.no_grad():  # whose path need not be finite
         trace = poutine.block(poutine.trace(model).get_trace)(*args)
-    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    return plate_nesting(trace)
 
 
 def _softened(support: Any, typical: Tensor) -> Transform | None:

@@ -79,8 +79,7 @@ def correlation_prior(data: Trajectories, given: tuple[float, float] | None = No
     """
     if given is not None:
         return log_normal(*given)
-    gaps = data.times.diff(dim=-1)
-    return log_normal(3 * float(gaps[gaps > 0].median()), 1.0)
+    return log_normal(3 * data.median_step, 1.0)
 
 
 def initial_scales(data: Trajectories, given: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from vinppl.manifolds import Manifold
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["ClipEncoder", "FrameDecoder", "FrameEncoder", "NetworkName", "coordinates_of"]
+__all__ = ["ClipEncoder", "FrameDecoder", "FrameEncoder", "NetworkName", "coordinates_of", "sample_times"]
 
 NetworkName = Literal["mlp", "conv"]
 """`mlp`: layers of rectified units, as in the paper; `conv`: two (transposed) convolutions of stride two."""
@@ -198,6 +198,13 @@ class ClipEncoder(nn.Module):
 
 CORRECTION = 0.2
 """Unit of the corrections, as a share of a state's size."""
+
+
+def sample_times(data: Trajectories, count: int) -> Tensor:
+    """Return `count` indices of times drawn without repetition; all in order for 0 or no fewer times."""
+    total = data.num_times
+    chosen = torch.randperm(total)[:count] if 0 < count < total else torch.arange(total)
+    return chosen.to(data.values.device)
 
 
 def coordinates_of(features: Tensor, manifold: Manifold) -> Tensor:

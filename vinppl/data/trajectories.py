@@ -152,6 +152,12 @@ class Trajectories:
         return (self.times < self.times[:, -1:]).sum(1) + 1
 
     @cached_property
+    def median_step(self) -> float:
+        """Median time between neighbouring samples; NaN if no trajectory has two."""
+        gaps = self.times.diff(dim=-1)
+        return float(gaps[gaps > 0].median())
+
+    @cached_property
     def channel_index(self) -> Tensor:
         """Index of each channel in positions followed by velocities, shape `(num_channels,)`.
 

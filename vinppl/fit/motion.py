@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.distributions import Normal
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule
 from torch import Tensor
 
+from vinppl.emissions import GaussianEmission
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.estimates import first_states
 from vinppl.fit.starts import fit_point
@@ -52,15 +53,13 @@ def fit_motion(dynamics: Any, positions: Trajectories, *, max_iterations: int = 
 class _Motion(PyroModule):
     """Positions measured with noise of unknown size, which an embedding's faults pass for."""
 
-    noise_scale: Any
-
     def __init__(self, dynamics: Any, positions: Trajectories) -> None:
         super().__init__()
         q_scale, v_scale = state_scales(positions)
         self.dynamics = dynamics
         self.register_buffer("q_scale", 2 * q_scale)
         self.register_buffer("v_scale", 2 * v_scale)
-        self.noise_scale = PyroSample(log_normal(0.05 * float(q_scale.mean()), 1.0))
+        self.emission = GaussianEmission(log_normal(0.05 * float(q_scale.mean()), 1.0))
 
     def forward(self, data: Trajectories) -> None:
         trajectories = pyro.plate("trajectory", data.num_trajectories, dim=-1)
@@ -68,12 +67,9 @@ class _Motion(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.dynamics(PhaseState(q0, v0), data.grid())
-        scale = self.noise_scale
-        scale = scale[..., None, None] if scale.ndim else scale
+        noise = self.emission(path.q, data.times, mask=data.mask)
         with trajectories:
-            pyro.sample(
-                "obs", Normal(path.q, scale, validate_args=False).mask(data.mask).to_event(2), obs=data.values
-            )
+            pyro.sample("obs", noise, obs=data.values)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         q0, v0 = first_states(data)

@@ -293,22 +293,31 @@ class _Windows:
         )
         self._data = data
         last = min(max(options.window, options.final_window), data.num_times)
-        doublings = range(math.ceil(math.log2(last / options.window)) if options.window else 0)
-        lengths = [min(options.window * 2**k, last) for k in (*doublings, len(doublings))]
+        growths = max(0, math.ceil(math.log2(last / options.window))) if options.window else 0
+        lengths = [min(options.window * 2**k, last) for k in range(growths + 1)]
         self._lengths = [length if length < data.num_times else 0 for length in lengths]
+        self._num_steps = options.num_steps
         self._cut: dict[tuple[int, int], Trajectories] = {}
 
     def first(self) -> Trajectories:
         """Return the windows without an offset."""
         return self._at(self._lengths[0], 0)
 
-    def stage(self, progress: float) -> int:
-        """Return how often the windows have grown when this share of the steps, from 0 to 1, is done."""
-        return min(int(progress * len(self._lengths)), len(self._lengths) - 1)
+    def began(self, step: int) -> int:
+        """Return the first step that saw windows as long as those of `step`."""
+        return -(-self._stage(step) * self._num_steps // len(self._lengths))
 
-    def pick(self, progress: float) -> Trajectories:
+    def last_growth(self) -> int:
+        """Return the first step with the longest windows."""
+        return self.began(self._num_steps)
+
+    def _stage(self, step: int) -> int:
+        """Return how often the windows have grown by then."""
+        return min(step * len(self._lengths) // self._num_steps, len(self._lengths) - 1)
+
+    def pick(self, step: int) -> Trajectories:
         """Return the data of one step."""
-        length = self._lengths[self.stage(progress)]
+        length = self._lengths[self._stage(step)]
         shortest = int(self._data.lengths.min())
         latest = min(length, shortest - length + 1)
         return self._at(length, int(torch.randint(latest, ())) if latest > 1 else 0)
@@ -339,7 +348,6 @@ class _Run:
         self.windows = _Windows(data, options)
         self.step, self.seconds, self.consistent = 0, 0.0, True
         self.losses: list[float] = []
-        self.stage_began = 0
         self.best_loss, self.best_step, self.stopped_early = math.inf, 0, False
         self.parameters = self._collect()
         require(len(self.parameters) > 0, "the guide or model must have parameters to optimise", "none")
@@ -387,10 +395,8 @@ class _Run:
         self.optimiser.step()
         self.losses.append(loss.item())
         self.step += 1
-        if self.windows.stage(self.step / self.options.num_steps) != self.windows.stage(
-            (self.step - 1) / self.options.num_steps
-        ):  # losses of longer windows are others
-            self.best_loss, self.stage_began = math.inf, self.step
+        if self.windows.began(self.step) == self.step:  # losses of longer windows are others
+            self.best_loss = math.inf
         elif self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
             self._look()
         self.consistent = True
@@ -398,7 +404,7 @@ class _Run:
     def _solvable_loss(self) -> tuple[Trajectories, Tensor]:
         """Return data of a step and their loss; where an implicit step has no solution, of other draws."""
         for remaining in reversed(range(MAX_REDRAWS)):
-            data = self.windows.pick(self.step / self.options.num_steps)
+            data = self.windows.pick(self.step)
             try:
                 with _ScaledDivergence(self.options.kl_weight):
                     return data, self.elbo.differentiable_loss(self.model, self.guide, data)
@@ -411,15 +417,14 @@ class _Run:
         if self.smoothed < self.best_loss:
             self.best_loss, self.best_step = self.smoothed, self.step
             self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
-        looks = (self.step - max(self.best_step, self.stage_began)) / self.options.check_every
-        progress = self.step / self.options.num_steps
-        ended = progress == 1 or self.windows.stage(progress) < self.windows.stage(1.0)
-        self.stopped_early = 0 < self.options.patience <= looks and not ended
+        looks = (self.step - max(self.best_step, self.windows.began(self.step))) / self.options.check_every
+        may_stop = self.windows.last_growth() <= self.step < self.options.num_steps
+        self.stopped_early = 0 < self.options.patience <= looks and may_stop
 
     @property
     def smoothed(self) -> float:
         """Mean of the latest losses, all of windows of one length."""
-        recent = self.losses[max(self.stage_began, self.step - self.options.check_every) :]
+        recent = self.losses[max(self.windows.began(self.step), self.step - self.options.check_every) :]
         return math.fsum(recent) / max(1, len(recent))
 
     def report(self) -> SVIStep:
@@ -449,7 +454,6 @@ class _Run:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "best_loss": self.best_loss,
             "best_step": self.best_step,
-            "stage_began": self.stage_began,
             "stopped_early": self.stopped_early,
             "seconds": self.seconds,
             "parameters": {name: value.detach().clone() for name, value in self.parameters.items()},
@@ -483,7 +487,6 @@ class _Run:
         )
         self.step, self.losses = int(state["step"]), state["losses"].tolist()
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
-        self.stage_began = state["stage_began"]
         self.stopped_early, self.seconds = state["stopped_early"], state["seconds"]
         self.best = dict(state["best"])
         self._assign(state["parameters"])
