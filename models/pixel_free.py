@@ -57,7 +57,9 @@ class PixelFreeConfig:
         activation: of the dynamics.
         likelihood: `bernoulli`, `gaussian` or `auto`.
         network: `mlp` or `conv`.
-        hidden_sizes: widths of the layers of encoder and decoder.
+        hidden_sizes: widths of the layers of the encoder.
+        decoder_sizes: those of the decoder.
+        num_harmonics: of the state that the decoder sees.
         num_context: frames that the guide reads.
         num_decoded: frames of every window that a training step decodes; 0 decodes all.
         num_taught: steps in which decoder and encoder learn the frames of the starting motion.
@@ -71,6 +73,8 @@ class PixelFreeConfig:
     likelihood: LikelihoodName = "auto"
     network: NetworkName = "mlp"
     hidden_sizes: tuple[int, ...] = (256, 256)
+    decoder_sizes: tuple[int, ...] = (256,)
+    num_harmonics: int = 12
     num_context: int = 10
     num_decoded: int = 3
     num_taught: int = 1500
@@ -105,7 +109,11 @@ class PixelFree(PyroModule):
         self.dynamics = self._law(step)
         with seeded(config.network_seed):
             self.decoder = FrameDecoder(
-                2 * data.dim, self.image_shape, network=config.network, hidden_sizes=config.hidden_sizes
+                Euclidean(2 * data.dim),
+                self.image_shape,
+                network=config.network,
+                hidden_sizes=config.decoder_sizes,
+                num_harmonics=config.num_harmonics,
             )
         self.emission = make_pixel_emission(config.likelihood, data.values, log_normal(*config.noise_scale))
         self.register_buffer("q_scale", torch.ones(data.dim))
@@ -140,9 +148,9 @@ class PixelFree(PyroModule):
         with clips:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
-        path = self.dynamics(PhaseState(q0, v0), data.grid())
+        path = self.run(PhaseState(q0, v0), data)
         chosen = sample_times(data, self.config.num_decoded if self.training else 0)
-        logits = self.decoder(self._seen(path.q[..., chosen, :], path.v[..., chosen, :]))
+        logits = self.logits(path.q[..., chosen, :], path.v[..., chosen, :])
         frames = self.emission(logits, data.times[:, chosen], mask=data.mask[:, chosen])
         with clips:
             self.dynamics.record(path)
@@ -150,12 +158,17 @@ class PixelFree(PyroModule):
                 pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
 
+    def run(self, initial: PhaseState, data: Trajectories) -> Trajectory:
+        """Return the motion from initial states, `(*batch, clip, dim)`, at the times of `data`."""
+        return self.dynamics(initial, data.grid())
+
+    def logits(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return the logits of frames, `(*batch, height * width)`, in states `(*batch, dim)`."""
+        return self.decoder(torch.cat([q, v / self.velocity_scale], dim=-1))
+
     def decode(self, q: Tensor, v: Tensor) -> Tensor:
         """Return the mean grey levels of frames, `(*batch, height, width)`, in states `(*batch, dim)`."""
-        return self.decoder(self._seen(q, v)).sigmoid().unflatten(-1, self.image_shape)
-
-    def _seen(self, q: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([q, v / self.velocity_scale], dim=-1)
+        return self.logits(q, v).sigmoid().unflatten(-1, self.image_shape)
 
     def make_encoder(self, data: Trajectories) -> ClipEncoder:
         """Return the guide's network from the first frames of a clip to its initial state."""
@@ -177,7 +190,7 @@ class PixelFree(PyroModule):
         path = fit_motion(self.dynamics, positions)
         parameters = [*self.decoder.parameters(), *encoder.parameters()]
         teach_frames(
-            lambda q, v: self.decoder(self._seen(q, v)),
+            self.logits,
             encoder,
             parameters,
             data,

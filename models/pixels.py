@@ -68,7 +68,9 @@ class PixelVINConfig:
         potential_sizes: widths of the hidden layers of the potential; the paper's is one of 1000.
         activation: of the potential.
         network: `mlp` or `conv`, for encoder and decoder.
-        hidden_sizes: widths of their layers; the paper's are (1000, 1000).
+        hidden_sizes: widths of the layers of the encoder; the paper's are (1000, 1000).
+        decoder_sizes: those of the decoder; the paper's are the same.
+        num_harmonics: of the position that the decoder sees (see `FrameDecoder`); 0 in the paper.
         num_context: frames that the guide reads; the paper's are 10.
         num_decoded: frames of every window that a training step decodes, drawn at random and weighted up;
             0 decodes all.
@@ -76,17 +78,20 @@ class PixelVINConfig:
         damping: prior of c; `None` for no damping.
         noise_scale: prior of sigma for grey frames.
         initial_scale: (s_q, s_v); `None` takes those above.
-        max_step_size: largest step of the integrator in units of time; `None` steps from frame to frame.
+        max_step_size: largest step of the integrator in units of time; `None` takes two steps a frame (the
+            paper takes one, which on a circle has no solution where that turns by more than a right angle).
         network_seed: of the initial weights.
     """
 
     integrator: str = "so2"
     angle: bool | None = None
     likelihood: LikelihoodName = "auto"
-    potential_sizes: tuple[int, ...] = (100,)
+    potential_sizes: tuple[int, ...] = (32,)
     activation: str = "tanh"
     network: NetworkName = "mlp"
     hidden_sizes: tuple[int, ...] = (256, 256)
+    decoder_sizes: tuple[int, ...] = (256,)
+    num_harmonics: int = 12
     num_context: int = 10
     num_decoded: int = 3
     num_taught: int = 1500
@@ -121,7 +126,8 @@ class PixelVIN(PyroModule):
         self.manifold = Manifold((angle,) * data.dim)
         step = data.median_step
         q_scale, v_scale = config.initial_scale or (math.pi / 3**0.5 if angle else 1.0, 0.3 / step)
-        self.velocity_scale, self.step_size = v_scale, step
+        self.velocity_scale = v_scale
+        self.max_step_size = config.max_step_size or 0.5 * step
         self.num_context = config.num_context
         generator = torch.Generator().manual_seed(config.network_seed)
         self.vin = VIN(
@@ -137,10 +143,11 @@ class PixelVIN(PyroModule):
         )
         with seeded(config.network_seed):
             self.decoder = FrameDecoder(
-                self.manifold.num_features,
+                self.manifold,
                 self.image_shape,
                 network=config.network,
-                hidden_sizes=config.hidden_sizes,
+                hidden_sizes=config.decoder_sizes,
+                num_harmonics=config.num_harmonics,
             )
         self.emission = make_pixel_emission(config.likelihood, data.values, log_normal(*config.noise_scale))
         self.register_buffer("q_scale", torch.full((data.dim,), float(q_scale)))
@@ -157,9 +164,9 @@ class PixelVIN(PyroModule):
         with clips:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
-        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
+        path = self.run(PhaseState(q0, v0), data)
         chosen = sample_times(data, self.config.num_decoded if self.training else 0)
-        logits = self.decoder(self.manifold.features(path.q[..., chosen, :]))
+        logits = self.logits(path.q[..., chosen, :], path.v[..., chosen, :])
         frames = self.emission(logits, data.times[:, chosen], mask=data.mask[:, chosen])
         with clips:
             self.vin.record(path)
@@ -167,18 +174,27 @@ class PixelVIN(PyroModule):
                 pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
 
+    def run(self, initial: PhaseState, data: Trajectories) -> Trajectory:
+        """Return the motion from initial states, `(*batch, clip, dim)`, at the times of `data`."""
+        return self.vin(initial, data.grid(self.max_step_size))
+
+    def logits(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return the logits of frames, `(*batch, height * width)`, in states `(*batch, dim)`."""
+        return self.decoder(q)
+
     def decode(self, q: Tensor) -> Tensor:
         """Return the mean grey levels of frames, `(*batch, height, width)`, at positions `(*batch, dim)`."""
-        return self.decoder(self.manifold.features(q)).sigmoid().unflatten(-1, self.image_shape)
+        return self.decoder(q).sigmoid().unflatten(-1, self.image_shape)
 
     def make_encoder(self, data: Trajectories) -> ClipEncoder:
         """Return the guide's network from the first frames of a clip to its initial state."""
+        on_group = self.vin.integrator.chart == "lie_group"
         with seeded(self.config.network_seed + 1):
             encoder = ClipEncoder(
                 self.image_shape,
                 self.manifold,
                 velocity_scale=self.velocity_scale,
-                max_velocity=0.8 / self.step_size if self.vin.integrator.chart == "lie_group" else math.inf,
+                max_velocity=0.8 / self.max_step_size if on_group else math.inf,
                 num_frames=self.config.num_context,
                 network=self.config.network,
                 hidden_sizes=self.config.hidden_sizes,
@@ -193,10 +209,10 @@ class PixelVIN(PyroModule):
         """
         positions = embedded_motion(data, self.manifold)
         pretrain_potential(self.vin.potential, positions)
-        path = fit_motion(self.vin, positions)
+        path = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
         parameters = [*self.decoder.parameters(), *encoder.parameters()]
         teach_frames(
-            lambda q, _: self.decoder(self.manifold.features(q)),
+            self.logits,
             encoder,
             parameters,
             data,

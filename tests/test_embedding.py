@@ -93,3 +93,11 @@ def test_frames_without_motion_and_a_torus_are_refused() -> None:
         embed_frames(draw_disc(torch.zeros(10))[None])
     with pytest.raises(ValueError, match="a circle has one coordinate"):
         embed_frames(draw_bar(swing(1.0))[None], dim=2, circle=True)
+
+
+def test_a_closed_curve_is_measured_along_its_length() -> None:
+    turn = torch.linspace(0, 2 * math.pi, 200)[:-1]
+    true = turn + 0.6 * turn.sin()  # frames are dense in one part, which bends the two axes of the ring
+    found = embed_frames(draw_bar(true).unsqueeze(0), circle=True).position[:, 0]
+    apart = [torch.exp(1j * (sign * found - true)) for sign in (1, -1)]
+    assert min(float((x / x.mean()).angle().square().mean().sqrt()) for x in apart) < 0.03

@@ -17,7 +17,7 @@ from vinppl.vision import ClipEncoder, FrameDecoder, FrameEncoder, coordinates_o
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_shapes_of_encoder_and_decoder(network: Any) -> None:
     encoder = FrameEncoder((12, 16), 3, network=network, hidden_sizes=(8,))
-    decoder = FrameDecoder(2, (12, 16), network=network, hidden_sizes=(8,))
+    decoder = FrameDecoder(Manifold((True, False)), (12, 16), network=network, hidden_sizes=(8,))
     assert encoder(torch.rand(2, 5, 192)).shape == (2, 5, 3)
     assert decoder(torch.rand(2, 5, 4, 2)).shape == (2, 5, 4, 192)
 
@@ -26,7 +26,42 @@ def test_convolutions_need_sides_that_four_divides() -> None:
     with pytest.raises(ValueError, match="multiples of four"):
         FrameEncoder((10, 12), 3, network="conv")
     with pytest.raises(ValueError, match="network must be one of"):
-        FrameDecoder(1, (12, 12), network="other")  # type: ignore[arg-type]
+        FrameDecoder(Circle(), (12, 12), network="other")  # type: ignore[arg-type]
+
+
+def test_a_decoder_sees_what_repeats_after_a_turn_of_angles_only() -> None:
+    decoder = FrameDecoder(Manifold((True, False)), (4, 4), hidden_sizes=(8,), num_harmonics=3)
+    q = torch.tensor([[0.3, 0.2]])
+    turned = q + torch.tensor([[2 * math.pi, 0.0]])
+    torch.testing.assert_close(decoder(turned), decoder(q), atol=1e-5, rtol=1e-4)
+    assert (decoder(q + torch.tensor([[0.0, 8.0]])) - decoder(q)).abs().max() > 1e-3
+    assert [layer.in_features for layer in decoder.layers if hasattr(layer, "in_features")] == [15, 8]
+
+
+def test_without_harmonics_a_decoder_sees_features() -> None:
+    decoder = FrameDecoder(Circle(), (4, 4), hidden_sizes=(8,), num_harmonics=0)
+    q = torch.linspace(-3, 3, 5).unsqueeze(-1)
+    torch.testing.assert_close(decoder(q), decoder.layers(torch.cat([q.sin(), q.cos()], dim=-1)))
+    with pytest.raises(ValueError, match="num_harmonics must be 0 or more"):
+        FrameDecoder(Circle(), (4, 4), num_harmonics=-1)
+
+
+def test_harmonics_learn_sharp_edges_sooner() -> None:
+    q = torch.linspace(-1.5, 1.5, 200).unsqueeze(-1)
+    edges = torch.linspace(-1.4, 1.4, 16)
+    target = ((q - edges).abs() < 0.2).to(q)  # pixels that are white while something passes
+    losses = []
+    for count in (0, 12):
+        torch.manual_seed(0)
+        decoder = FrameDecoder(Euclidean(), (4, 4), hidden_sizes=(64,), num_harmonics=count)
+        optimiser = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+        for _ in range(200):
+            optimiser.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(decoder(q), target)
+            loss.backward()
+            optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[1] < 0.5 * losses[0]
 
 
 def test_coordinates_invert_features() -> None:

@@ -27,11 +27,18 @@ from vinppl.priors import state_scales
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
+    from vinppl.guides import AmortisedGuide
 
 __all__ = ["Assimilated", "assimilate"]
 
 MIN_ESS = 20.0
 """Effective sample size of a trajectory below which its draws are too few to be trusted."""
+
+WIDENED = 3.0
+"""How much wider than what a guide reads the first proposals are; it may be sure and wrong."""
+
+MOST_VALUES = 2e7
+"""Measurements that proposals are held against at once; the rest waits."""
 
 LANES_PER_DRAW = 20
 """Proposals for each shared draw, where every one of those has to normalise its own weights."""
@@ -106,6 +113,7 @@ def assimilate(
     num_rounds: int = 6,
     reweigh: bool = True,
     seed: int = 0,
+    guide: AmortisedGuide | None = None,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Assimilated:
     """Draw initial states of new trajectories from their posterior under a fitted model.
@@ -126,10 +134,13 @@ def assimilate(
         reweigh: whether the new measurements also speak about the shared sites, as by Bayes' rule;
             otherwise every draw of those counts the same, whatever it makes of the new trajectory.
         seed: of everything random.
+        guide: an amortised guide, whose reading of the new trajectories is where proposals begin; films have
+            no other estimate.
         parameters: learned parameters of the model, unconstrained, by name.
 
     Raises:
-        ValueError: if `shared` lacks a site, or no proposal of a trajectory has a finite density.
+        ValueError: for films without a guide, if `shared` lacks a site, or no proposal of a trajectory has a
+            finite density.
 
     Warns:
         NumericalWarning: if the effective sample size of a trajectory is below 20.
@@ -138,7 +149,7 @@ def assimilate(
     require(num_proposals >= 1, "num_proposals must be at least 1", num_proposals)
     require(num_rounds >= 1, "num_rounds must be at least 1", num_rounds)
     shared = _shared_draws(model, shared, data)
-    proposal = _first_proposal(data)
+    proposal = _first_proposal(data, guide)
     with seeded(seed), torch.no_grad():
         for remaining in reversed(range(num_rounds)):
             size = num_proposals if remaining == 0 else max(50, num_proposals // 4)
@@ -217,7 +228,17 @@ def _propose(
     draw = (torch.arange(used) * count // used)[group]
     states, density = proposal.sample(size)
     draws = {name: value[draw] for name, value in shared.items()} | _initial_draws(states)
-    joint = trajectory_log_prob(model, draws, data, parameters=parameters) - density
+    lanes = max(1, int(MOST_VALUES / max(1, data.values.numel())))
+    parts = [
+        trajectory_log_prob(
+            model,
+            {name: value[begin : begin + lanes] for name, value in draws.items()},
+            data,
+            parameters=parameters,
+        )
+        for begin in range(0, size, lanes)
+    ]
+    joint = torch.cat(parts) - density
     joint = joint - group.bincount()[group].to(joint).log().unsqueeze(-1)  # numbers of lanes differ by one
     joint = torch.where(torch.isfinite(joint), joint, -math.inf)
     lost = [data.names[i] for i in (joint.amax(0) == -math.inf).nonzero().flatten().tolist()]
@@ -230,8 +251,12 @@ def _propose(
     return _Lanes(states, joint, draw, group)
 
 
-def _first_proposal(data: Trajectories) -> StudentProposal:
-    """Return a first guess: estimates from the first samples, as wide as these scatter."""
+def _first_proposal(data: Trajectories, guide: AmortisedGuide | None) -> StudentProposal:
+    """Return a first guess: what the guide reads, or estimates from the first samples, with their scatter."""
+    if guide is not None:
+        posterior = guide.encoder(data)
+        return StudentProposal(posterior.loc, WIDENED * posterior.factor)
+    require(data.image_shape is None, "the initial states of films must be read by a guide", "none")
     centre = torch.cat(first_states(data), dim=-1)
     typical = torch.cat(state_scales(data))
     noise = torch.zeros_like(typical).index_copy(0, data.channel_index, noise_estimate(data))

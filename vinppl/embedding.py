@@ -35,6 +35,9 @@ MAX_FRAMES = 1500
 EDGE = 1e-6
 """Least length of an edge between frames that are alike, as a share of the largest distance."""
 
+NUM_NODES = 120
+"""Corners of the polygon that a closed curve is measured by."""
+
 NUM_COMPONENTS = 30
 """Principal components of the frames among which distances are taken."""
 
@@ -100,11 +103,11 @@ def embed_frames(
     closed = bool(variances[1] > CLOSED * variances[0])
     period = 2 * math.pi if circle or (closed and dim == 1) else None
     if circle:
-        position = np.arctan2(axes[:, 1], axes[:, 0]) if closed else _arc(axes[:, 0], distances)
+        position = _round(axes, points) if closed else _arc(axes[:, 0], distances)
         position = position[:, None]
     else:
         if closed and dim == 1:
-            axes = _cut_open(np.arctan2(axes[:, 1], axes[:, 0]))[:, None]
+            axes = _cut_open(_round(axes, points))[:, None]
         position = axes[:, :dim] - 0.5 * (axes[:, :dim].max(0) + axes[:, :dim].min(0))
         size = math.sqrt((position**2).mean())
         position, period = position / size, None if period is None else period / size
@@ -165,6 +168,26 @@ def _arc(length: NDArray[np.float64], distances: NDArray[np.float64]) -> NDArray
     if gap > 0.7 * distances.max():
         gap = max(gap, (1 / OPEN_SHARE - 1) * span)
     return 2 * math.pi * (length - 0.5 * (length[low] + length[high])) / (span + gap)
+
+
+def _round(axes: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the angles of a closed curve, in proportion to its length.
+
+    Two axes show a closed curve as a ring, on which lengths are not what they are along it; but they order
+    it. Local means of the points are the corners of a polygon, whose sides have the right lengths.
+    """
+    angle = np.arctan2(axes[:, 1], axes[:, 0])
+    nodes = np.linspace(-math.pi, math.pi, NUM_NODES, endpoint=False)
+    apart = np.angle(np.exp(1j * (nodes[:, None] - angle)))
+    weights = np.exp(-0.5 * (apart * NUM_NODES / (2 * math.pi)) ** 2) + 1e-12
+    weights /= weights.sum(1, keepdims=True)
+    centres = np.angle(weights @ np.exp(1j * angle))
+    order = np.argsort(centres)
+    place, corners = centres[order] - centres[order[0]], (weights @ points)[order]
+    sides = np.linalg.norm(np.roll(corners, -1, axis=0) - corners, axis=1)
+    length = np.append(0.0, sides.cumsum())
+    beyond = np.mod(angle - centres[order[0]], 2 * math.pi)
+    return 2 * math.pi * np.interp(beyond, np.append(place, 2 * math.pi), length) / length[-1]
 
 
 def _cut_open(angle: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,6 +30,14 @@ class InitialPosterior(NamedTuple):
     scale: Tensor
     coupling: Tensor
 
+    @property
+    def factor(self) -> Tensor:
+        """Lower triangular factor of the covariance, shape `(trajectories, 2 dim, 2 dim)`."""
+        (q_scale, v_scale), slope = self.scale.chunk(2, -1), self.coupling
+        upper = torch.cat([q_scale.diag_embed(), torch.zeros_like(q_scale).diag_embed()], dim=-1)
+        lower = torch.cat([(slope * q_scale).diag_embed(), v_scale.diag_embed()], dim=-1)
+        return torch.cat([upper, lower], dim=-2)
+
     def divergence(self, other: InitialPosterior) -> Tensor:
         """Return the KL divergence of `other` from this, shape `(trajectories,)`."""
         (mq, mv), (nq, nv) = self.loc.chunk(2, -1), other.loc.chunk(2, -1)

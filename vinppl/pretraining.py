@@ -124,7 +124,7 @@ def teach_frames(
     *,
     num_steps: int = 1500,
     batch_size: int = 60,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
 ) -> float:
     """Teach a decoder and an encoder of clips which state belongs to which frame.
 
@@ -176,7 +176,7 @@ def teach_frames(
     return misfits[-1]
 
 
-POSITION_SCATTER = 0.02
+POSITION_SCATTER = 0.005
 """How far from its own a frame may be decoded, so that the decoder is smooth between frames."""
 
 

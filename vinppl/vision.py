@@ -66,34 +66,47 @@ class FrameEncoder(nn.Module):
 
 
 class FrameDecoder(nn.Module):
-    """A network from features of a position to the logits of a frame.
+    """A network from positions to the logits of a frame.
+
+    Pixels switch within small parts of a coordinate's range, which networks that see the plain coordinate
+    are slow to learn; so the layers also see its harmonics.
 
     Args:
-        num_features: inputs: coordinates on lines, sine and cosine on circles.
+        manifold: of the positions.
         image_shape: height and width.
         network: see `NetworkName`.
         hidden_sizes: widths of the layers of rectified units; the paper's are (1000, 1000).
+        num_harmonics: how many; with 0 the layers see a coordinate on a line itself and sine and cosine of
+            an angle, as in the paper.
 
     Raises:
         ValueError: as for `FrameEncoder`.
+
+    References:
+        Tancik et al.: Fourier features let networks learn high frequency functions in low dimensional
+        domains. NeurIPS 2020.
     """
 
     def __init__(
         self,
-        num_features: int,
+        manifold: Manifold,
         image_shape: tuple[int, int],
         *,
         network: NetworkName = "mlp",
-        hidden_sizes: Sequence[int] = (256, 256),
+        hidden_sizes: Sequence[int] = (256,),
+        num_harmonics: int = 12,
     ) -> None:
         super().__init__()
+        require(num_harmonics >= 0, "num_harmonics must be 0 or more", num_harmonics)
+        self.manifold, self.num_harmonics = manifold, num_harmonics
         small = _reduced(image_shape, network)
+        num_inputs = manifold.num_features + 2 * manifold.dim * num_harmonics
         if network == "mlp":
-            self.layers = nn.Sequential(*_layers([num_features, *hidden_sizes, math.prod(image_shape)]))
+            self.layers = nn.Sequential(*_layers([num_inputs, *hidden_sizes, math.prod(image_shape)]))
             return
         few, many = CHANNELS
         self.layers = nn.Sequential(
-            *_layers([num_features, *hidden_sizes, many * math.prod(small)]),
+            *_layers([num_inputs, *hidden_sizes, many * math.prod(small)]),
             nn.ReLU(),
             nn.Unflatten(-1, (many, *small)),
             nn.ConvTranspose2d(many, few, 4, 2, 1),
@@ -102,9 +115,24 @@ class FrameDecoder(nn.Module):
             nn.Flatten(),
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits `(*batch, height * width)` for features `(*batch, num_features)`."""
-        return self.layers(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+    def forward(self, q: Tensor) -> Tensor:
+        """Return logits `(*batch, height * width)` for positions `(*batch, dim)`."""
+        return self.layers(self._seen(q).flatten(0, -2)).unflatten(0, q.shape[:-1])
+
+    def _seen(self, q: Tensor) -> Tensor:
+        """Return what the layers see of positions, `(*batch, num_inputs)`."""
+        if self.num_harmonics == 0:
+            return self.manifold.features(q)
+        order = torch.arange(1, self.num_harmonics + 1, dtype=q.dtype, device=q.device)
+        unit = q.new_tensor([1.0 if circle else LINE_HARMONIC for circle in self.manifold.periodic])
+        # The first order of an angle is among the features already.
+        orders = order + q.new_tensor(self.manifold.periodic).unsqueeze(-1)
+        phase = ((q * unit).unsqueeze(-1) * orders).flatten(-2)
+        return torch.cat([self.manifold.features(q), phase.sin(), phase.cos()], dim=-1)
+
+
+LINE_HARMONIC = math.pi / 4
+"""Wave number of the first harmonic on a line: its period is 8, where positions are of unit size."""
 
 
 class ClipEncoder(nn.Module):

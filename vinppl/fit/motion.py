@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -23,54 +24,80 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_motion"]
 
+WARP_SCALE = 0.2
+"""Prior standard deviation of the first harmonic by which positions may be off, in their unit."""
 
-def fit_motion(dynamics: Any, positions: Trajectories, *, max_iterations: int = 60) -> Trajectory:
+NUM_WARPS = 5
+"""Harmonics of that error."""
+
+
+def fit_motion(
+    dynamics: Any,
+    positions: Trajectories,
+    *,
+    max_step_size: float | None = None,
+    max_iterations: int = 200,
+) -> Trajectory:
     """Fit a learned law to positions over whole trajectories and return the motion that it explains.
 
-    What positions read off pictures have wrong, such as a scale that changes along the way, no mechanical
-    system can follow: the motion is the nearest that one can.
+    Positions read off pictures are a smooth function of the coordinate in which the mass is constant. The
+    function is learned too; noise of unknown size stands for what else is wrong.
 
     Args:
         dynamics: a `VIN` or a baseline whose parameters are point estimates; changed in place.
         positions: a position for every coordinate; some may be missing.
+        max_step_size: largest step of the integrator; `None` steps from sample to sample.
         max_iterations: see `fit_point`.
 
     Returns:
         States at the times of `positions`; nothing else of the fit is kept.
     """
-    model = _Motion(dynamics, positions)
+    kept = positions.values.dtype
+    # In single precision the line searches stall long before the mode.
+    exact = positions.to(dtype=torch.float64)
+    model = _Motion(dynamics, exact, max_step_size).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", NumericalWarning)
-        values = fit_point(model, positions, max_iterations=max_iterations, weight_decay=1e-4)
+        values = fit_point(model, exact, max_iterations=max_iterations)
+    model.to(kept)
+    initial = PhaseState(values["initial_position"].to(kept), values["initial_velocity"].to(kept))
     with torch.no_grad(), pyro.get_param_store().scope():
-        path: Trajectory = dynamics(
-            PhaseState(values["initial_position"], values["initial_velocity"]), positions.grid()
-        )
+        path: Trajectory = dynamics(initial, positions.grid(max_step_size))
     return path
 
 
 class _Motion(PyroModule):
-    """Positions measured with noise of unknown size, which an embedding's faults pass for."""
+    """Positions measured along a bent scale, with noise of unknown size."""
 
-    def __init__(self, dynamics: Any, positions: Trajectories) -> None:
+    def __init__(self, dynamics: Any, positions: Trajectories, max_step_size: float | None) -> None:
         super().__init__()
+        self.max_step_size = max_step_size
         q_scale, v_scale = state_scales(positions)
         self.dynamics = dynamics
         self.register_buffer("q_scale", 2 * q_scale)
         self.register_buffer("v_scale", 2 * v_scale)
         self.emission = GaussianEmission(log_normal(0.05 * float(q_scale.mean()), 1.0))
+        order = torch.arange(1, NUM_WARPS + 1, dtype=q_scale.dtype, device=q_scale.device)
+        self.register_buffer("order", order.repeat(2))
+        unit = [1.0 if angle else math.pi / 4 for angle in dynamics.manifold.periodic]
+        self.register_buffer("unit", q_scale.new_tensor(unit))
 
     def forward(self, data: Trajectories) -> None:
         trajectories = pyro.plate("trajectory", data.num_trajectories, dim=-1)
         with trajectories:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
-        path = self.dynamics(PhaseState(q0, v0), data.grid())
-        noise = self.emission(path.q, data.times, mask=data.mask)
+        path = self.dynamics(PhaseState(q0, v0), data.grid(self.max_step_size))
+        size = (WARP_SCALE / self.order).expand(len(self.unit), -1)
+        warp = pyro.sample("warp", Normal(0.0, size).to_event(2))
+        phase = (path.q * self.unit).unsqueeze(-1) * self.order[:NUM_WARPS]
+        read = path.q + (torch.cat([phase.sin(), phase.cos()], dim=-1) * warp).sum(-1)
+        noise = self.emission(read, data.times, mask=data.mask)
         with trajectories:
             pyro.sample("obs", noise, obs=data.values)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         q0, v0 = first_states(data)
-        return {"initial_position": q0, "initial_velocity": v0}
+        warp = q0.new_zeros(len(self.unit), 2 * NUM_WARPS)
+        return {"initial_position": q0, "initial_velocity": v0, "warp": warp}

@@ -1,0 +1,129 @@
+"""Forecasts of films: a model whose pictures and law are exact, and a guide that is sure and wrong."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Normal
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from vinppl.data import Trajectories
+from vinppl.dynamics import VIN
+from vinppl.encoders import InitialPosterior
+from vinppl.film_forecast import FilmForecast, background_of, forecast_films
+from vinppl.potentials import Harmonic
+from vinppl.state import PhaseState, Trajectory
+from vinppl.timegrid import TimeGrid
+
+SIDE = 8
+CENTRES = torch.linspace(-1.4, 1.4, SIDE * SIDE, dtype=torch.float64)
+
+
+class Lamps(PyroModule):
+    """A row of lamps, of which those near a spring's mass are lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vin = VIN(Harmonic(2.0))
+
+    def forward(self, data: Trajectories) -> None:
+        with pyro.plate("trajectory", data.num_trajectories, dim=-1):
+            q = pyro.sample("initial_position", Normal(torch.zeros(1), 1.0).to_event(1))
+            v = pyro.sample("initial_velocity", Normal(torch.zeros(1), 1.5).to_event(1))
+            path = self.run(PhaseState(q, v), data)
+            frames = Bernoulli(logits=self.logits(path.q, path.v)).to_event(2)
+            pyro.sample("obs", frames, obs=data.values)
+
+    def run(self, initial: PhaseState, data: Trajectories) -> Trajectory:
+        return self.vin(initial, data.grid())
+
+    def logits(self, q: Tensor, v: Tensor) -> Tensor:
+        return 40.0 * (0.25 - (q - CENTRES).abs())
+
+
+TRUE = torch.tensor([[1.0, 0.3], [-0.6, 0.9]], dtype=torch.float64)
+
+
+@pytest.fixture
+def films() -> Trajectories:
+    with torch.no_grad():
+        path = Lamps().vin(PhaseState(TRUE[:, :1], TRUE[:, 1:]), TimeGrid.regular(40, 0.1))
+        frames = (Lamps().logits(path.q, path.v) > 0).to(path.q)
+    return Trajectories.from_frames(frames.unflatten(-1, (SIDE, SIDE)), path.time.expand(2, -1))
+
+
+def a_guide(error: float = 0.0) -> Any:
+    """Return a guide that reads the true states, off by `error`, and is sure of it."""
+
+    def read(data: Trajectories) -> InitialPosterior:
+        return InitialPosterior(TRUE + error, torch.full_like(TRUE, 0.05), torch.zeros(2, 1))
+
+    return SimpleNamespace(encoder=read)
+
+
+def forecast(films: Trajectories, guide: Any, explained: float = 1000.0) -> FilmForecast:
+    return forecast_films(
+        Lamps(), guide, films, background=background_of(films), num_explained=explained, num_proposals=600
+    )
+
+
+def test_a_forecast_finds_the_states_that_the_guide_gets_wrong(films: Trajectories) -> None:
+    found = forecast(films, a_guide(error=0.15))
+    assert found.states.shape == (100, 2, 40, 2)
+    sd = found.states[:, :, 0].std(0)
+    assert bool(((found.states[:, :, 0].mean(0) - TRUE).abs() < 4 * sd + 1e-3).all())
+    assert float(sd.max()) < 0.05
+    assert float(found.effective_sizes.min()) > 30
+    for n in range(2):
+        error = (found.levels(n) - films.values[n]).square().sum(-1).sqrt()
+        still = (background_of(films) - films.values[n]).square().sum(-1).sqrt()
+        assert bool((error < still).all())
+        assert float(error.mean()) < 0.5 * float(still.mean())
+
+
+def test_the_log_density_is_that_of_a_mixture_of_motion_and_background(films: Trajectories) -> None:
+    found = forecast(films, a_guide(), explained=60.0)
+    frames = films.values[0]
+    draws, lapsed = (
+        Bernoulli(logits=found.model.logits(found.states[:, 0, :, :1], found.states[:, 0, :, 1:])),
+        Bernoulli(found.background),
+    )
+    holds = found.holds[:, 0]
+    mixed = holds * draws.log_prob(frames).sum(-1).exp() + (1 - holds) * lapsed.log_prob(frames).sum(-1).exp()
+    torch.testing.assert_close(found.log_density(0, frames), mixed.mean(0).log(), atol=1e-3, rtol=1e-4)
+    mean = holds.unsqueeze(-1) * draws.probs + (1 - holds.unsqueeze(-1)) * found.background
+    torch.testing.assert_close(found.levels(0), mean.mean(0))
+
+
+def test_a_film_that_is_not_explained_is_forecast_by_the_background(films: Trajectories) -> None:
+    scrambled = films.values[:, :, torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(0))]
+    noise = Trajectories.from_frames(scrambled.unflatten(-1, (SIDE, SIDE)), films.times)
+    found = forecast(noise, a_guide())
+    assert float(found.holds[:, :, 10:].max()) < 1e-3
+    background = Bernoulli(found.background).log_prob(noise.values[0]).sum(-1)
+    torch.testing.assert_close(
+        found.log_density(0, noise.values[0])[10:], background[10:], atol=0.1, rtol=0.01
+    )
+
+
+def test_a_path_that_ends_counts_as_a_lapse() -> None:
+    states = torch.zeros(3, 1, 4, 2)
+    states[0, :, 2:] = math.nan
+    holds = torch.where(states.isfinite().all(-1), 0.9, 0.0)
+    background = torch.full((SIDE * SIDE,), 0.5)
+    found = FilmForecast(Lamps(), states, states[1], holds, background, torch.ones(1))
+    assert bool(found.levels(0).isfinite().all())
+    assert bool(found.log_density(0, torch.zeros(4, SIDE * SIDE)).isfinite().all())
+
+
+def test_errors_are_told(films: Trajectories) -> None:
+    with pytest.raises(ValueError, match="num_context must be within the films; got 41"):
+        forecast_films(
+            Lamps(), a_guide(), films, background=background_of(films), num_explained=1.0, num_context=41
+        )

@@ -1,0 +1,151 @@
+"""Forecasts of films by the whole posterior: where a motion may be, how it looks, whether it still holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+
+from vinppl._checks import require
+from vinppl.assimilation import assimilate
+from vinppl.lapses import survival
+from vinppl.state import PhaseState
+
+if TYPE_CHECKING:
+    from vinppl.data import Trajectories
+    from vinppl.guides import AmortisedGuide
+
+__all__ = ["FilmForecast", "background_of", "forecast_films"]
+
+FAINTEST = 1e-3
+"""Least probability that a pixel of the background is white, or black."""
+
+
+@dataclass(frozen=True)
+class FilmForecast:
+    """Forecast of films of black and white frames.
+
+    Attributes:
+        model: the Pyro model, whose method `logits` decodes states.
+        states: draws of (q, v), `(draw, clip, time, 2 dim)`.
+        point: the path from the posterior mean of the initial states, `(clip, time, 2 dim)`; what the paper
+            forecasts with.
+        holds: probability that the model still holds, `(draw, clip, time)`; see `vinppl.lapses`.
+        background: probability of white where it does not, `(pixel,)`.
+        effective_sizes: effective sample sizes of the initial states, `(clip,)`.
+    """
+
+    model: Any
+    states: Tensor
+    point: Tensor
+    holds: Tensor
+    background: Tensor
+    effective_sizes: Tensor
+
+    def levels(self, clip: int) -> Tensor:
+        """Return the mean frames of a clip under the whole posterior, `(time, pixel)`."""
+        holds = self.holds[:, clip].unsqueeze(-1)
+        return (holds * self._logits(clip).sigmoid() + (1 - holds) * self.background).mean(0)
+
+    def point_levels(self, clip: int) -> Tensor:
+        """Return the frames that the posterior mean's path decodes to, `(time, pixel)`."""
+        return self._decoded(self.point[clip]).sigmoid()
+
+    def log_density(self, clip: int, frames: Tensor) -> Tensor:
+        """Return the log predictive density of each frame by itself, in nats, `(time,)`.
+
+        Args:
+            clip: index of the clip.
+            frames: what happened, `(time, pixel)`.
+        """
+        holds = self.holds[:, clip]
+        explained = holds.log() + _log_prob(self._logits(clip), frames)
+        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _background_log_prob(self.background, frames)
+        return torch.logaddexp(explained, lapsed).logsumexp(0) - math.log(len(holds))
+
+    def point_log_density(self, clip: int, frames: Tensor) -> Tensor:
+        """Return the log density of each frame given the posterior mean's path, in nats, `(time,)`."""
+        return _log_prob(self._decoded(self.point[clip]), frames)
+
+    def _logits(self, clip: int) -> Tensor:
+        return self._decoded(self.states[:, clip])
+
+    def _decoded(self, states: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model.logits(*states.chunk(2, dim=-1)).nan_to_num()
+
+
+def forecast_films(
+    model: Any,
+    guide: AmortisedGuide,
+    films: Trajectories,
+    *,
+    background: Tensor,
+    num_explained: float,
+    num_context: int = 10,
+    num_draws: int = 100,
+    num_proposals: int = 400,
+    seed: int = 0,
+) -> FilmForecast:
+    """Infer the initial states of films from their first frames and run the model over all their times.
+
+    The guide's reading of those frames is where importance sampling begins (see `vinppl.assimilate`), so that
+    what the encoder gets wrong does not stay.
+
+    Args:
+        model: a fitted model of black and white films, with initial states as its only latent sites.
+        guide: its guide.
+        films: clips whose first frames are known; of the others only the times are looked at.
+        background: probability of white for each pixel where the model does not hold, `(pixel,)`.
+        num_explained: frames that the model was fitted to.
+        num_context: first frames to infer from.
+        num_draws: posterior draws of each clip.
+        num_proposals: see `assimilate`.
+        seed: of everything random.
+
+    Raises:
+        ValueError: for fewer times than `num_context`.
+    """
+    require(1 <= num_context <= films.num_times, "num_context must be within the films", num_context)
+    begin = films.first(num_context)
+    found = assimilate(
+        model,
+        {},
+        begin,
+        num_draws=num_draws,
+        num_proposals=num_proposals,
+        seed=seed,
+        guide=guide,
+    )
+    # In a handler a step without a solution makes a path NaN from there on; the model has lapsed then.
+    with torch.no_grad(), poutine.block():
+        initial = torch.cat([found.states, found.states.mean(0, keepdim=True)])
+        path = model.run(PhaseState(*initial.chunk(2, dim=-1)), films)
+        *_, point = states = torch.cat([path.q, path.v], dim=-1)
+        states = states[:-1]
+        logits = model.logits(*states[:, :, :num_context].chunk(2, dim=-1))
+    ratio = _log_prob(logits, begin.values) - _background_log_prob(background, begin.values)
+    holds = survival(ratio, num_times=films.num_times, num_explained=num_explained)
+    holds = torch.where(states.isfinite().all(-1), holds, 0.0)
+    return FilmForecast(model, states, point, holds, background, found.effective_sizes)
+
+
+def background_of(films: Trajectories) -> Tensor:
+    """Return the share of frames in which each pixel is white, `(pixel,)`, never quite 0 or 1."""
+    seen = films.values[films.mask.all(-1)]
+    return seen.mean(0).clamp(FAINTEST, 1 - FAINTEST)
+
+
+def _log_prob(logits: Tensor, frames: Tensor) -> Tensor:
+    """Return the log probability of frames `(*batch, time, pixel)`, `(*batch, time)`."""
+    target = frames.expand(logits.shape)
+    return -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+
+
+def _background_log_prob(background: Tensor, frames: Tensor) -> Tensor:
+    return -binary_cross_entropy(background.expand(frames.shape), frames, reduction="none").sum(-1)

@@ -1,0 +1,46 @@
+"""When a forecast stops to hold: a model that has been right so far may not be right for ever.
+
+A learned model explains what it was trained on. How long it will explain something new, no likelihood of
+its own tells. Let it lapse at a rate of its own, unknown, after which frames come from a background that
+knows no motion; frames that were explained so far bound the rate (Laplace's rule of succession, in time),
+and the first frames of a new film tell whether it has lapsed already.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vinppl._checks import require
+
+__all__ = ["survival"]
+
+
+def survival(log_ratio: Tensor, *, num_times: int, num_explained: float) -> Tensor:
+    """Return the probability that the model still holds at each time, given the first measurements.
+
+    With an exponential prior, of mean one a frame, over the rate of lapses, F explained frames leave
+    Gamma(1, 1 + F) of it: before a new film is seen P(no lapse within t frames) = (1 + F) / (1 + F + t).
+    Bayes' rule over the time of the lapse then adds what the first frames say.
+
+    Args:
+        log_ratio: log density of each measured time under the model, less that under the background,
+            `(*batch, measured)`.
+        num_times: times to return, the measured ones first.
+        num_explained: F, the frames that the model was trained on.
+
+    Returns:
+        Shape `(*batch, num_times)`; it falls with time.
+
+    Raises:
+        ValueError: for fewer times than were measured, or a negative number of frames.
+    """
+    measured = log_ratio.shape[-1]
+    require(num_times >= measured, f"num_times must be at least the {measured} measured", num_times)
+    require(num_explained >= 0, "num_explained must be 0 or more", num_explained)
+    times = torch.arange(num_times + 1, dtype=log_ratio.dtype, device=log_ratio.device)
+    holds = (1 + num_explained) / (1 + num_explained + times)  # through the first t frames
+    lapses_at = holds[:-1] - holds[1:]  # at frame t, which is the first that the background draws
+    gained = torch.nn.functional.pad(log_ratio, (1, num_times - measured)).cumsum(-1)  # over earlier frames
+    weights = torch.cat([lapses_at.log() + gained[..., :-1], holds[-1].log() + gained[..., -1:]], dim=-1)
+    return weights.softmax(-1).flip(-1).cumsum(-1).flip(-1)[..., 1:]
