@@ -127,7 +127,7 @@ class PixelVIN(PyroModule):
         step = data.median_step
         q_scale, v_scale = config.initial_scale or (math.pi / 3**0.5 if angle else 1.0, 0.3 / step)
         self.velocity_scale = v_scale
-        self.max_step_size = config.max_step_size or 0.5 * step
+        self.max_step_size = 0.5 * step if config.max_step_size is None else config.max_step_size
         self.num_context = config.num_context
         generator = torch.Generator().manual_seed(config.network_seed)
         self.vin = VIN(

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.simulate import simulate
@@ -43,3 +44,11 @@ def driven(data: Trajectories) -> Trajectories:
     """Return the data with a known input, a sine."""
     drive = torch.where(data.mask.any(-1), (1.3 * data.times).sin(), 0.0).unsqueeze(-1)
     return dataclasses.replace(data, drive=drive)
+
+
+def misfit(found: Tensor, truth: Tensor) -> float:
+    """Return how far coordinates are from an affine function of the true ones, as a share of their size."""
+    design = torch.stack([truth.flatten(), torch.ones(truth.numel())], dim=-1).double()
+    y = found.double().reshape(-1, 1)
+    error = y - design @ torch.linalg.lstsq(design, y).solution
+    return float(error.square().mean().sqrt() / y.std())

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from example_data import misfit
 from torch import Tensor
 
 from vinppl.embedding import embed_frames
@@ -15,14 +16,6 @@ from vinppl.render import degrade, draw_bar, draw_disc
 
 def swing(amplitude: float, num: int = 60) -> Tensor:
     return amplitude * torch.sin(0.37 * torch.arange(num) + 0.2)
-
-
-def misfit(found: Tensor, truth: Tensor) -> float:
-    """Return the deviation from the nearest affine function of the truth, as a share of its size."""
-    design = torch.stack([truth, torch.ones_like(truth)], dim=-1).double()
-    y = found.double().unsqueeze(-1)
-    error = y - design @ torch.linalg.lstsq(design, y).solution
-    return float(error.square().mean().sqrt() / y.std())
 
 
 @pytest.mark.parametrize("amplitude", [1.2, 2.0, 2.9])

@@ -56,6 +56,19 @@ def test_features_are_periodic_and_keep_the_batch(manifold: Manifold) -> None:
 
 
 @every_manifold
+def test_harmonics_have_the_period_of_an_angle_and_add_to_its_features(manifold: Manifold) -> None:
+    periodic = torch.tensor(manifold.periodic)
+    waves = manifold.wave_numbers(4)
+    assert torch.equal(waves[periodic], torch.arange(1.0, 5).expand(sum(manifold.periodic), -1))
+    torch.testing.assert_close(
+        8 * waves[~periodic], (2 * math.pi * torch.arange(1.0, 5)).expand_as(waves[~periodic])
+    )
+    beyond = manifold.wave_numbers(3, beyond_features=True)
+    assert torch.equal(beyond[periodic], waves[periodic, 1:])
+    assert torch.equal(beyond[~periodic], waves[~periodic, :3])
+
+
+@every_manifold
 def test_pull_back_is_the_transposed_jacobian_of_features(manifold: Manifold) -> None:
     q = torch.randn(5, manifold.dim, requires_grad=True)
     cotangent = torch.randn(5, manifold.num_features)

@@ -10,9 +10,9 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from example_data import misfit
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.draws import latent_sites, predict, prototype
@@ -147,13 +147,6 @@ def test_every_parameter_gets_a_gradient(kind: Any) -> None:
         assert bool(torch.isfinite(gradient).all()), name
 
 
-def apart(found: Tensor, truth: Tensor) -> float:
-    """Return how far positions are from the nearest multiple of the true ones, whose unit pictures hide."""
-    design = torch.stack([truth.flatten(), torch.ones(truth.numel())], dim=-1).to(truth)
-    scale = torch.linalg.lstsq(design, found.flatten().unsqueeze(-1)).solution
-    return float((found.flatten() - (design @ scale)[:, 0]).square().mean().sqrt() / scale[0].abs())
-
-
 @pytest.mark.parametrize(("scatter", "bend"), [(0.05, 0.0), (0.01, 0.1)])
 def test_a_motion_that_mechanics_can_follow_replaces_rough_positions(scatter: float, bend: float) -> None:
     data, truth = simulate_clips("mass_spring", num_clips=4, num_times=40, size=12)
@@ -164,7 +157,7 @@ def test_a_motion_that_mechanics_can_follow_replaces_rough_positions(scatter: fl
     model = build(PixelVIN, data, integrator="velocity_verlet")
     path = fit_motion(model.vin, positions)
     assert path.q.dtype == positions.values.dtype
-    assert apart(path.q, truth.q) < 0.5 * apart(read, truth.q)
+    assert misfit(path.q, truth.q) < 0.5 * misfit(read, truth.q)
 
 
 def mean_image_error(data: Trajectories) -> float:

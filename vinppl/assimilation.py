@@ -21,13 +21,12 @@ from vinppl._checks import require
 from vinppl.draws import Draws, latent_sites, plate_nesting, predict, prototype, seeded, trajectory_log_prob
 from vinppl.errors import NumericalWarning
 from vinppl.estimates import first_states, noise_estimate
-from vinppl.guides import INITIAL_SITES
+from vinppl.guides import INITIAL_SITES, AmortisedGuide
 from vinppl.importance import StudentProposal, effective_size, levelled, resample
 from vinppl.priors import state_scales
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
-    from vinppl.guides import AmortisedGuide
 
 __all__ = ["Assimilated", "assimilate"]
 
@@ -149,8 +148,8 @@ def assimilate(
     require(num_proposals >= 1, "num_proposals must be at least 1", num_proposals)
     require(num_rounds >= 1, "num_rounds must be at least 1", num_rounds)
     shared = _shared_draws(model, shared, data)
-    proposal = _first_proposal(data, guide)
     with seeded(seed), torch.no_grad():
+        proposal = _first_proposal(data, guide)
         for remaining in reversed(range(num_rounds)):
             size = num_proposals if remaining == 0 else max(50, num_proposals // 4)
             lanes = _propose(model, shared, data, proposal, size, reweigh=reweigh, parameters=parameters)
@@ -229,16 +228,7 @@ def _propose(
     states, density = proposal.sample(size)
     draws = {name: value[draw] for name, value in shared.items()} | _initial_draws(states)
     lanes = max(1, int(MOST_VALUES / max(1, data.values.numel())))
-    parts = [
-        trajectory_log_prob(
-            model,
-            {name: value[begin : begin + lanes] for name, value in draws.items()},
-            data,
-            parameters=parameters,
-        )
-        for begin in range(0, size, lanes)
-    ]
-    joint = torch.cat(parts) - density
+    joint = trajectory_log_prob(model, draws, data, chunk_size=lanes, parameters=parameters) - density
     joint = joint - group.bincount()[group].to(joint).log().unsqueeze(-1)  # numbers of lanes differ by one
     joint = torch.where(torch.isfinite(joint), joint, -math.inf)
     lost = [data.names[i] for i in (joint.amax(0) == -math.inf).nonzero().flatten().tolist()]

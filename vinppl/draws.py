@@ -164,6 +164,12 @@ def _run(model: Any, draws: Mapping[str, Tensor], args: tuple[Any, ...], trace: 
     return trace_batch(conditioned, args, num_draws, nesting), num_draws, nesting
 
 
+def _chunks(draws: Mapping[str, Tensor], size: int) -> Iterator[Draws]:
+    """Yield the draws in batches of `size` at most."""
+    for start in range(0, next(iter(draws.values())).shape[0], size):
+        yield {name: value[start : start + size] for name, value in draws.items()}
+
+
 def predict(
     model: Any,
     draws: Mapping[str, Tensor],
@@ -194,11 +200,9 @@ def predict(
     free = poutine.uncondition(model)
     trace = prototype(model, data)
     chunks: list[Draws] = []
-    num_draws = next(iter(draws.values())).shape[0]
     skip = contextlib.nullcontext() if sites is None or "energy" in sites else without_energy()
     with learned(model, data, parameters), seeded(seed), torch.no_grad(), skip:
-        for start in range(0, num_draws, chunk_size):
-            part = {name: value[start : start + chunk_size] for name, value in draws.items()}
+        for part in _chunks(draws, chunk_size):
             ran, size, nesting = _run(free, part, (data,), trace)
             wanted = _outputs(trace) if sites is None else sites
             chunks.append(collect(ran, [name for name in wanted if name in ran.nodes], size, nesting))
@@ -240,10 +244,8 @@ def pointwise_log_likelihood(
     observed = [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
     observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic", False)]
     chunks: list[Draws] = []
-    num_draws = next(iter(draws.values())).shape[0]
     with learned(model, data, parameters), torch.no_grad(), without_energy():
-        for start in range(0, num_draws, chunk_size):
-            part = {name: value[start : start + chunk_size] for name, value in draws.items()}
+        for part in _chunks(draws, chunk_size):
             ran, size, nesting = _run(model, part, (data,), trace)
             chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -254,31 +256,38 @@ def trajectory_log_prob(
     draws: Mapping[str, Tensor],
     data: Any,
     *,
+    chunk_size: int = 250,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Return the log density of what belongs to each trajectory: its latent sites and its measurements.
 
     Args:
         model: Pyro model of one argument, the data, without plates inside of the plate `trajectory`.
-        draws: latent sites, each `(num_draws, *plates, *event)`; they run as one batch.
+        draws: latent sites, each `(num_draws, *plates, *event)`.
         data: the measurements.
+        chunk_size: draws that run as one batch.
         parameters: learned parameters of the model, unconstrained, by name.
 
     Returns:
         Shape `(num_draws, trajectories)`.
     """
     trace = prototype(model, data)
+    nesting = plate_nesting(trace)
+    require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
+    chunks = []
     with learned(model, data, parameters), torch.no_grad(), without_energy():
-        ran, num_draws, nesting = _run(model, draws, (data,), trace)
-        require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
-        ran.compute_log_prob()
-    own = [
-        site
-        for site in ran.nodes.values()
-        if site["type"] == "sample" and -1 in _own_plates(site) and not site["infer"].get("_deterministic")
-    ]
-    total = sum(site["log_prob"] for site in own)
-    return torch.as_tensor(total).expand(num_draws, data.num_trajectories)
+        for part in _chunks(draws, chunk_size):
+            ran, size, _ = _run(model, part, (data,), trace)
+            ran.compute_log_prob()
+            own = [
+                site["log_prob"]
+                for site in ran.nodes.values()
+                if site["type"] == "sample"
+                and -1 in _own_plates(site)
+                and not site["infer"].get("_deterministic")
+            ]
+            chunks.append(torch.as_tensor(sum(own)).expand(size, data.num_trajectories))
+    return torch.cat(chunks)
 
 
 def _entries(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vinppl._checks import require
 from vinppl.assimilation import assimilate
@@ -65,7 +65,7 @@ class FilmForecast:
         """
         holds = self.holds[:, clip]
         explained = holds.log() + _log_prob(self._logits(clip), frames)
-        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _background_log_prob(self.background, frames)
+        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _log_prob(self.background.logit(), frames)
         return torch.logaddexp(explained, lapsed).logsumexp(0) - math.log(len(holds))
 
     def point_log_density(self, clip: int, frames: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def forecast_films(
     with torch.no_grad(), poutine.block():
         initial = torch.cat([found.states, found.states.mean(0, keepdim=True)])
         path = model.run(PhaseState(*initial.chunk(2, dim=-1)), films)
-        *_, point = states = torch.cat([path.q, path.v], dim=-1)
-        states = states[:-1]
+        paths = torch.cat([path.q, path.v], dim=-1)
+        states, point = paths[:-1], paths[-1]
         logits = model.logits(*states[:, :, :num_context].chunk(2, dim=-1))
-    ratio = _log_prob(logits, begin.values) - _background_log_prob(background, begin.values)
+    ratio = _log_prob(logits, begin.values) - _log_prob(background.logit(), begin.values)
     holds = survival(ratio, num_times=films.num_times, num_explained=num_explained)
     holds = torch.where(states.isfinite().all(-1), holds, 0.0)
     return FilmForecast(model, states, point, holds, background, found.effective_sizes)
@@ -143,9 +143,5 @@ def background_of(films: Trajectories) -> Tensor:
 
 def _log_prob(logits: Tensor, frames: Tensor) -> Tensor:
     """Return the log probability of frames `(*batch, time, pixel)`, `(*batch, time)`."""
-    target = frames.expand(logits.shape)
+    logits, target = torch.broadcast_tensors(logits, frames)
     return -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
-
-def _background_log_prob(background: Tensor, frames: Tensor) -> Tensor:
-    return -binary_cross_entropy(background.expand(frames.shape), frames, reduction="none").sum(-1)

@@ -17,6 +17,9 @@ from vinppl._checks import require
 
 __all__ = ["Circle", "Euclidean", "Manifold", "Torus"]
 
+LINE_WAVE_NUMBER = math.pi / 4
+"""Of the longest wave on a line."""
+
 
 @dataclass(frozen=True)
 class Manifold:
@@ -92,6 +95,21 @@ class Manifold:
         on_circle = on_sin * angle.cos() - on_cos * angle.sin()
         stacked, order = torch.cat([on_line, on_circle], dim=-1), [*lines, *circles]
         return stacked[..., [order.index(i) for i in range(self.dim)]]
+
+    def wave_numbers(self, count: int, *, beyond_features: bool = False) -> Tensor:
+        """Return the wave numbers of each coordinate's first harmonics, `(dim, count)`.
+
+        They are whole numbers for an angle; on a line, whose positions are of unit size, the longest wave
+        has a length of 8.
+
+        Args:
+            count: harmonics of each coordinate.
+            beyond_features: whether to leave out an angle's first, which is among the features.
+        """
+        order = torch.arange(1.0, count + 1)
+        return torch.stack(
+            [order + beyond_features if circle else LINE_WAVE_NUMBER * order for circle in self.periodic]
+        )
 
     @property
     def num_features(self) -> int:

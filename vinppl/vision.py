@@ -87,6 +87,8 @@ class FrameDecoder(nn.Module):
         domains. NeurIPS 2020.
     """
 
+    wave_numbers: Tensor
+
     def __init__(
         self,
         manifold: Manifold,
@@ -99,6 +101,8 @@ class FrameDecoder(nn.Module):
         super().__init__()
         require(num_harmonics >= 0, "num_harmonics must be 0 or more", num_harmonics)
         self.manifold, self.num_harmonics = manifold, num_harmonics
+        waves = manifold.wave_numbers(num_harmonics, beyond_features=True)
+        self.register_buffer("wave_numbers", waves, persistent=False)
         small = _reduced(image_shape, network)
         num_inputs = manifold.num_features + 2 * manifold.dim * num_harmonics
         if network == "mlp":
@@ -123,16 +127,8 @@ class FrameDecoder(nn.Module):
         """Return what the layers see of positions, `(*batch, num_inputs)`."""
         if self.num_harmonics == 0:
             return self.manifold.features(q)
-        order = torch.arange(1, self.num_harmonics + 1, dtype=q.dtype, device=q.device)
-        unit = q.new_tensor([1.0 if circle else LINE_HARMONIC for circle in self.manifold.periodic])
-        # The first order of an angle is among the features already.
-        orders = order + q.new_tensor(self.manifold.periodic).unsqueeze(-1)
-        phase = ((q * unit).unsqueeze(-1) * orders).flatten(-2)
+        phase = (q.unsqueeze(-1) * self.wave_numbers).flatten(-2)
         return torch.cat([self.manifold.features(q), phase.sin(), phase.cos()], dim=-1)
-
-
-LINE_HARMONIC = math.pi / 4
-"""Wave number of the first harmonic on a line: its period is 8, where positions are of unit size."""
 
 
 class ClipEncoder(nn.Module):

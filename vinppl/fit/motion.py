@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +77,10 @@ class _Motion(PyroModule):
         self.register_buffer("q_scale", 2 * q_scale)
         self.register_buffer("v_scale", 2 * v_scale)
         self.emission = GaussianEmission(log_normal(0.05 * float(q_scale.mean()), 1.0))
-        order = torch.arange(1, NUM_WARPS + 1, dtype=q_scale.dtype, device=q_scale.device)
-        self.register_buffer("order", order.repeat(2))
-        unit = [1.0 if angle else math.pi / 4 for angle in dynamics.manifold.periodic]
-        self.register_buffer("unit", q_scale.new_tensor(unit))
+        waves = dynamics.manifold.wave_numbers(NUM_WARPS).to(q_scale)
+        self.register_buffer("wave_numbers", waves)
+        order = torch.arange(1, NUM_WARPS + 1).to(q_scale).repeat(2)
+        self.register_buffer("warp_scale", (WARP_SCALE / order).expand(len(waves), -1))
 
     def forward(self, data: Trajectories) -> None:
         trajectories = pyro.plate("trajectory", data.num_trajectories, dim=-1)
@@ -89,9 +88,8 @@ class _Motion(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         path = self.dynamics(PhaseState(q0, v0), data.grid(self.max_step_size))
-        size = (WARP_SCALE / self.order).expand(len(self.unit), -1)
-        warp = pyro.sample("warp", Normal(0.0, size).to_event(2))
-        phase = (path.q * self.unit).unsqueeze(-1) * self.order[:NUM_WARPS]
+        warp = pyro.sample("warp", Normal(0.0, self.warp_scale).to_event(2))
+        phase = path.q.unsqueeze(-1) * self.wave_numbers
         read = path.q + (torch.cat([phase.sin(), phase.cos()], dim=-1) * warp).sum(-1)
         noise = self.emission(read, data.times, mask=data.mask)
         with trajectories:
@@ -99,5 +97,5 @@ class _Motion(PyroModule):
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         q0, v0 = first_states(data)
-        warp = q0.new_zeros(len(self.unit), 2 * NUM_WARPS)
+        warp = torch.zeros_like(self.warp_scale)
         return {"initial_position": q0, "initial_velocity": v0, "warp": warp}
