@@ -311,7 +311,7 @@ def _climb(
         max_eval=2 * max_iterations,
         tolerance_grad=1e-3,
         tolerance_change=1e-9,
-        history_size=20,
+        history_size=100,
         line_search_fn="strong_wolfe",
     )
     best = (torch.inf, [x.detach().clone() for x in moving])
