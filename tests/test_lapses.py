@@ -10,11 +10,11 @@ import torch
 from vinppl.lapses import survival
 
 
-def by_enumeration(log_ratio: list[float], num_times: int, explained: float) -> list[float]:
+def by_enumeration(log_ratio: list[float], num_times: int, explained: float, fitted: int = 0) -> list[float]:
     """Return the survival by Bayes' rule over the first frame that the background draws."""
 
     def holds(t: int) -> float:
-        return (1 + explained) / (1 + explained + t)
+        return (1 + explained) / (1 + explained + max(0, t - fitted))
 
     prior = [holds(t) - holds(t + 1) for t in range(num_times)] + [holds(num_times)]
     weights = [p * math.exp(sum(log_ratio[:t])) for t, p in enumerate(prior)]
@@ -22,11 +22,15 @@ def by_enumeration(log_ratio: list[float], num_times: int, explained: float) -> 
 
 
 @pytest.mark.parametrize("explained", [0.0, 7.0, 600.0])
+@pytest.mark.parametrize("fitted", [0, 4])
 @pytest.mark.parametrize("log_ratio", [[], [0.3, -2.0, 1.0], [-4.0, -4.0], [5.0] * 6])
-def test_survival_is_bayes_rule_over_the_time_of_the_lapse(log_ratio: list[float], explained: float) -> None:
+def test_survival_is_bayes_rule_over_the_time_of_the_lapse(
+    log_ratio: list[float], fitted: int, explained: float
+) -> None:
     measured = torch.tensor(log_ratio, dtype=torch.float64)
-    found = survival(measured, num_times=9, num_explained=explained)
-    torch.testing.assert_close(found.tolist(), by_enumeration(log_ratio, 9, explained))
+    found = survival(measured, num_times=9, num_explained=explained, num_fitted=fitted)
+    torch.testing.assert_close(found.tolist(), by_enumeration(log_ratio, 9, explained, fitted))
+    assert found[:fitted].tolist() == pytest.approx([1.0] * fitted)
 
 
 def test_explained_frames_lengthen_it_and_unexplained_ones_end_it() -> None:

@@ -61,6 +61,7 @@ LAYERS = {
     "vinppl.runs": 8.1,
     "vinppl.fit": 8.1,
     "vinppl.scores": 8.1,
+    "vinppl.latents": 8.1,
     "vinppl.trials": 8.15,
     "vinppl.posterior": 8.2,
     "vinppl.assimilation": 8.3,

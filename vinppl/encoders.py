@@ -38,6 +38,11 @@ class InitialPosterior(NamedTuple):
         lower = torch.cat([(slope * q_scale).diag_embed(), v_scale.diag_embed()], dim=-1)
         return torch.cat([upper, lower], dim=-2)
 
+    def sample(self, count: int) -> Tensor:
+        """Return draws of (q, v), shape `(count, trajectories, 2 dim)`."""
+        noise = torch.randn(count, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + (self.factor @ noise.unsqueeze(-1)).squeeze(-1)
+
     def divergence(self, other: InitialPosterior) -> Tensor:
         """Return the KL divergence of `other` from this, shape `(trajectories,)`."""
         (mq, mv), (nq, nv) = self.loc.chunk(2, -1), other.loc.chunk(2, -1)

@@ -16,7 +16,7 @@ from vinppl._checks import require
 __all__ = ["survival"]
 
 
-def survival(log_ratio: Tensor, *, num_times: int, num_explained: float) -> Tensor:
+def survival(log_ratio: Tensor, *, num_times: int, num_explained: float, num_fitted: int = 0) -> Tensor:
     """Return the probability that the model still holds at each time, given the first measurements.
 
     With an exponential prior, of mean one a frame, over the rate of lapses, F explained frames leave
@@ -28,6 +28,7 @@ def survival(log_ratio: Tensor, *, num_times: int, num_explained: float) -> Tens
             `(*batch, measured)`.
         num_times: times to return, the measured ones first.
         num_explained: F, the frames that the model was trained on.
+        num_fitted: the first of these very frames that are among them: there it has not lapsed.
 
     Returns:
         Shape `(*batch, num_times)`; it falls with time.
@@ -39,7 +40,8 @@ def survival(log_ratio: Tensor, *, num_times: int, num_explained: float) -> Tens
     require(num_times >= measured, f"num_times must be at least the {measured} measured", num_times)
     require(num_explained >= 0, "num_explained must be 0 or more", num_explained)
     times = torch.arange(num_times + 1, dtype=log_ratio.dtype, device=log_ratio.device)
-    holds = (1 + num_explained) / (1 + num_explained + times)  # through the first t frames
+    at_risk = (times - num_fitted).clamp_min(0)
+    holds = (1 + num_explained) / (1 + num_explained + at_risk)  # through the first t frames
     lapses_at = holds[:-1] - holds[1:]  # at frame t, which is the first that the background draws
     gained = torch.nn.functional.pad(log_ratio, (1, num_times - measured)).cumsum(-1)  # over earlier frames
     weights = torch.cat([lapses_at.log() + gained[..., :-1], holds[-1].log() + gained[..., -1:]], dim=-1)

@@ -124,7 +124,7 @@ def teach_frames(
     *,
     num_steps: int = 1500,
     batch_size: int = 60,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 5e-3,
 ) -> float:
     """Teach a decoder and an encoder of clips which state belongs to which frame.
 
