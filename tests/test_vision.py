@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from vinppl.data import Trajectories
+from vinppl.draws import seeded
 from vinppl.manifolds import Circle, Euclidean, Manifold
+from vinppl.models import PixelVIN, PixelVINConfig
+from vinppl.pretraining import teach_frames
+from vinppl.render import simulate_clips
 from vinppl.vision import ClipEncoder, FrameDecoder, FrameEncoder, coordinates_of
 
 
@@ -141,3 +145,30 @@ def test_gradients_reach_every_weight() -> None:
 def test_one_frame_shows_no_velocity() -> None:
     with pytest.raises(ValueError, match="num_frames must be at least 2"):
         ClipEncoder((12, 12), Circle(), velocity_scale=math.pi, num_frames=1)
+
+
+def test_deviations_can_be_set_and_do_not_grow() -> None:
+    data, _ = simulate_clips("pendulum", num_clips=2, num_times=12, size=12)
+    encoder = ClipEncoder((12, 12), Circle(), velocity_scale=3.0, hidden_sizes=(8,)).to(data.values.dtype)
+    before = encoder(data)
+    encoder.set_scale(torch.tensor([0.003, 0.02], dtype=torch.float64))
+    after = encoder(data)
+    torch.testing.assert_close(after.scale, torch.tensor([[0.003, 0.02]], dtype=torch.float64).expand(2, 2))
+    torch.testing.assert_close(after.loc, before.loc)
+    encoder.set_scale(torch.tensor([10.0, 10.0], dtype=torch.float64))
+    torch.testing.assert_close(encoder(data).scale, before.scale)
+
+
+def test_a_taught_encoder_reads_the_first_frames_and_knows_its_error() -> None:
+    data, path = simulate_clips("mass_spring", num_clips=4, num_times=40, size=12)
+    model = PixelVIN(data, PixelVINConfig(integrator="velocity_verlet", hidden_sizes=(32,)))
+    encoder = model.make_encoder(data)
+    parameters = [*model.decoder.parameters(), *encoder.parameters()]
+    with seeded(0):
+        first = teach_frames(model.logits, encoder, parameters, data, path, num_steps=2)
+        last = teach_frames(model.logits, encoder, parameters, data, path, num_steps=500)
+    assert last < 0.3 * first
+    found = encoder(data)
+    error = found.loc - torch.cat([path.q, path.v], dim=-1)[:, 0]
+    assert bool((error.abs() < 6 * found.scale).all())
+    assert bool((found.scale < torch.tensor([0.1, 0.3], dtype=torch.float64)).all())

@@ -140,6 +140,8 @@ def teach_frames(
         batch_size: frames in each, about.
         learning_rate: of Adam, decaying to zero.
 
+    The encoder's standard deviations are set to the errors that are left (their median, as of a normal).
+
     Returns:
         The last cross entropy of a frame, in nats.
     """
@@ -154,7 +156,9 @@ def teach_frames(
 
     def misfit() -> Tensor:
         clip = torch.randint(data.num_trajectories, (count, 1), device=q.device)
-        start = (torch.rand(count, 1, device=q.device) * (latest[clip] + 1)).long()
+        # The first and last stretches come as often as their frames would at other places.
+        start = torch.rand(count, 1, device=q.device) * (latest[clip] + length) - 0.5 * length
+        start = start.round().long().clamp_min(0).minimum(latest[clip])
         place = clip, start + torch.arange(length, device=q.device)
         there, pixels, qs, vs = seen[place], data.values[place], q[place], v[place]
         near = qs + POSITION_SCATTER * torch.randn_like(qs)
@@ -164,17 +168,28 @@ def teach_frames(
         codes = encoder.codes(pixels)
         features = codes[there][..., : manifold.num_features]
         in_features = (features - manifold.features(qs)[there]).square().mean()
-        pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], there))
-        readings = codes.unfold(1, read, 1).movedim(-1, 2).flatten(0, 1)
-        inferred = encoder.read(readings, *pieces).loc
-        states = torch.cat([qs, vs], dim=-1)[:, : length - read + 1].flatten(0, 1)
+        error = reading_error(codes, place)
+        return in_frames + in_features + 0.1 * (error / spread).square().mean()
+
+    def reading_error(codes: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the errors of the initial states of all stretches of `read` frames, `(count, 2 dim)`."""
+        pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], seen[place]))
+        inferred = encoder.read(codes.unfold(1, read, 1).movedim(-1, 2).flatten(0, 1), *pieces).loc
+        first = q[place].shape[1] - read + 1
+        states = torch.cat([q[place], v[place]], dim=-1)[:, :first].flatten(0, 1)
         in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
-        error = torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1) / spread
-        return in_frames + in_features + 0.1 * error.square().mean()
+        return torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
 
     descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)
+    every = torch.arange(data.num_trajectories).unsqueeze(-1), torch.arange(data.num_times)
+    with torch.no_grad():
+        error = reading_error(encoder.codes(data.values), every)
+        encoder.set_scale(error.abs().median(0).values / NORMAL_MEDIAN)
     return misfits[-1]
 
+
+NORMAL_MEDIAN = 0.6745
+"""Median of the absolute value of a standard normal."""
 
 POSITION_SCATTER = 0.005
 """How far from its own a frame may be decoded, so that the decoder is smooth between frames."""

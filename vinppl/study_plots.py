@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vinppl._checks import require
 from vinppl.plotting import COLOURS, GREY, WIDTH, DisplayedFigure, tidy
 
-__all__ = ["plot_example_forecasts", "plot_scores_by_horizon"]
+__all__ = ["plot_example_forecasts", "plot_films", "plot_phase_portraits", "plot_scores_by_horizon"]
 
 
 def plot_example_forecasts(
@@ -92,6 +94,70 @@ def plot_scores_by_horizon(
         tidy(ax)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+    return figure
+
+
+def plot_phase_portraits(frame: pd.DataFrame, models: Mapping[str, str], *, trained: float = 6.0) -> Figure:
+    """Plot the latent motion of one film by each of several models, as the VIN paper's Figure 7 does.
+
+    Args:
+        frame: one row for each model and time, with columns `model`, `horizon_s`, `q` and `v`.
+        models: titles of the models to draw, by their names in the table, in this order.
+        trained: duration of the training, which is drawn darker.
+
+    Raises:
+        ValueError: if the table lacks one of the models.
+    """
+    _require_models(frame, models)
+    figure = DisplayedFigure(figsize=(WIDTH * 0.5 * len(models), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    for ax, (name, title) in zip(axes, models.items(), strict=True):
+        part = frame[frame["model"] == name].sort_values("horizon_s")
+        early = part[part["horizon_s"] < trained]
+        ax.plot(part["q"], part["v"], color=COLOURS["sky"], linewidth=0.8, label="forecast")
+        ax.plot(early["q"], early["v"], color=COLOURS["blue"], linewidth=1.6, label="trained on")
+        ax.plot(part["q"].iloc[:1], part["v"].iloc[:1], "o", color=COLOURS["vermilion"], markersize=5)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("latent position")
+        tidy(ax)
+    axes[0].set_ylabel("latent velocity (1/s)")
+    axes[0].legend(fontsize=7, frameon=False, loc="upper left")
+    return figure
+
+
+def plot_films(frame: pd.DataFrame, models: Mapping[str, str]) -> Figure:
+    """Plot frames of one film and their forecasts, as the VIN paper's Figure 8 does, with the uncertainty.
+
+    Args:
+        frame: one row for each model, `kind` (`film`, `forecast` or `deviation`) and `horizon_s`, with the
+            grey levels of a square `frame`, one byte each in hexadecimal digits.
+        models: titles of the models to draw, by their names in the table, in this order.
+
+    Raises:
+        ValueError: if the table lacks one of the models.
+    """
+    _require_models(frame, models)
+    horizons = sorted(frame["horizon_s"].unique())
+    first = next(iter(models))
+    rows = [("film", first, "film")]
+    for name, title in models.items():
+        rows += [("forecast", name, title), ("deviation", name, "its deviation")]
+    size = (0.9 * len(horizons) + 1.2, 0.9 * len(rows) + 0.3)
+    figure = DisplayedFigure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), len(horizons), squeeze=False)
+    for line, (kind, name, title) in zip(grid, rows, strict=True):
+        part = frame[(frame["kind"] == kind) & (frame["model"] == name)].set_index("horizon_s")["frame"]
+        most = (
+            255 if kind != "deviation" else 128
+        )  # the deviation of a black or white pixel is at most a half
+        for ax, horizon in zip(line, horizons, strict=True):
+            levels = np.frombuffer(bytes.fromhex(part[horizon]), dtype=np.uint8)
+            side = math.isqrt(levels.size)
+            ax.imshow(levels.reshape(side, side), cmap="gray", vmin=0, vmax=most)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    for ax, horizon in zip(grid[0], horizons, strict=True):
+        ax.set_title(f"+{horizon:g} s", fontsize=8)
     return figure
 
 

@@ -191,6 +191,16 @@ class ClipEncoder(nn.Module):
         seen = data.mask[:, :count].all(-1) & (torch.diff(times, prepend=times[:, :1] - 1) > 0)
         return self.read(self.codes(torch.where(seen.unsqueeze(-1), pixels, 0.0)), times, seen)
 
+    def set_scale(self, scale: Tensor) -> None:
+        """Let the standard deviations of (q, v) be `scale`, `(2 dim,)`, at most those of the beginning."""
+        dim = self.manifold.dim
+        unit = torch.ones_like(scale)
+        unit[dim:] = self.velocity_scale
+        share = (scale / (INITIAL_SPREAD * unit)).clamp(0.01, 1.0) * math.log(2)
+        with torch.no_grad():
+            self.head.weight[2 * dim : 4 * dim] = 0.0
+            self.head.bias[2 * dim : 4 * dim] = share.expm1().log()
+
     def read(self, codes: Tensor, times: Tensor, seen: Tensor) -> InitialPosterior:
         """Return the normal over initial states, given the codes of frames.
 
