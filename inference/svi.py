@@ -78,24 +78,25 @@ def main(config: Config) -> None:
     """Fit, and write the run folder."""
     train, _ = load_data(config.data, config.columns, config.select, config.video)
     model = build_model(config.model, train, config.set)
+    svi = config.svi.for_model(model)
     folder = RunFolder(config.out)
     options = run_options("svi", config)
     free = ("num_draws", "svi.checkpoint_every")
     resuming = folder.start(options, data=train.fingerprint(), free=free, overwrite=config.overwrite)
     print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
 
-    with tqdm(total=config.svi.num_steps, unit="step", desc="SVI") as bar:
+    with tqdm(total=svi.schedule[0], unit="step", desc="SVI") as bar:
 
         def on_step(step: SVIStep) -> None:
             bar.update(step.step - bar.n)
-            if step.step % config.svi.check_every == 0:
+            if step.step % svi.check_every == 0:
                 bar.set_postfix(loss=f"{step.smoothed:.2f}", best=f"{step.best:.2f}")
                 folder.log("step", **dataclasses.asdict(step))
 
-        result = fit_svi(model, train, config.svi, checkpoint=folder.checkpoint / "svi.pt", on_step=on_step)
+        result = fit_svi(model, train, svi, checkpoint=folder.checkpoint / "svi.pt", on_step=on_step)
 
     attrs = {"model": config.model, "inference": "svi", "options": json.dumps(options)}
-    posterior = from_svi(result, num_draws=config.num_draws, attrs=attrs, seed=config.svi.seed)
+    posterior = from_svi(result, num_draws=config.num_draws, attrs=attrs, seed=svi.seed)
     write_result(posterior, folder.result)
     save_figure(plot_losses(result.losses, result.best_step), folder.path / "loss.png")
     folder.log(

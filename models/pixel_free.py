@@ -76,8 +76,8 @@ class PixelFreeConfig:
     decoder_sizes: tuple[int, ...] = (256,)
     num_harmonics: int = 12
     num_context: int = 10
-    num_decoded: int = 3
-    num_taught: int = 1500
+    num_decoded: int = 0
+    num_taught: int = 3000
     noise_scale: tuple[float, float] = (0.1, 1.0)
     network_seed: int = 0
 
@@ -95,6 +95,8 @@ class PixelFree(PyroModule):
 
     Config: ClassVar[type] = PixelFreeConfig
     default_guide: ClassVar[str] = "amortised"
+    default_num_steps: ClassVar[int] = 100
+    default_learning_rate: ClassVar[float] = 1e-5  # the start is near the optimum; larger steps lose it
 
     def __init__(self, data: Trajectories, config: PixelFreeConfig = PixelFreeConfig()) -> None:
         super().__init__()

@@ -93,8 +93,8 @@ class PixelVINConfig:
     decoder_sizes: tuple[int, ...] = (256,)
     num_harmonics: int = 12
     num_context: int = 10
-    num_decoded: int = 3
-    num_taught: int = 1500
+    num_decoded: int = 0
+    num_taught: int = 3000
     damping: tuple[float, float] | None = None
     noise_scale: tuple[float, float] = (0.1, 1.0)
     initial_scale: tuple[float, float] | None = None
@@ -115,6 +115,8 @@ class PixelVIN(PyroModule):
 
     Config: ClassVar[type] = PixelVINConfig
     default_guide: ClassVar[str] = "amortised"
+    default_num_steps: ClassVar[int] = 100
+    default_learning_rate: ClassVar[float] = 1e-5  # the start is near the optimum; larger steps lose it
 
     def __init__(self, data: Trajectories, config: PixelVINConfig = PixelVINConfig()) -> None:
         super().__init__()

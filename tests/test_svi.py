@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -184,6 +185,20 @@ def test_draws_without_a_solution_are_drawn_again() -> None:
     calls[:] = [0] * 200
     with pytest.raises(SolveError, match="no solution"):
         fit_svi(model, data, options)
+
+
+def test_what_options_leave_open_the_model_says() -> None:
+    plain, own = (
+        SimpleNamespace(),
+        SimpleNamespace(default_guide="amortised", default_num_steps=100, default_learning_rate=1e-5),
+    )
+    assert SVIOptions().for_model(plain).schedule == (2000, 0.02, pytest.approx(0.0002))
+    assert SVIOptions(guide="amortised").for_model(plain).schedule[1] == 0.0005
+    found = SVIOptions().for_model(own)
+    assert (found.guide, found.schedule) == ("amortised", (100, 1e-5, pytest.approx(1e-7)))
+    given = SVIOptions(guide="mean_field", num_steps=7, learning_rate=0.1, final_learning_rate=0.05)
+    assert given.for_model(own) == given
+    assert given.schedule == (7, 0.1, 0.05)
 
 
 def test_options_are_checked() -> None:

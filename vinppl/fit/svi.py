@@ -49,9 +49,9 @@ class SVIOptions:
 
     Attributes:
         guide: variational family, see `vinppl.guides`; `auto` takes the model's `default_guide`.
-        num_steps: optimisation steps at most.
-        learning_rate: Adam's first step size; `None` takes 0.02 for normal guides and 0.0005 for
-            the amortised one.
+        num_steps: optimisation steps at most; `None` takes the model's `default_num_steps`, or 2000.
+        learning_rate: Adam's first step size; `None` takes the model's `default_learning_rate`, or 0.0005
+            for an amortised guide and 0.02 for others.
         final_learning_rate: its last, the decay between being exponential; `None` takes a hundredth.
         latent_rate: the factor by which means and scales of latent sites learn faster than the
             weights of networks.
@@ -73,7 +73,7 @@ class SVIOptions:
     """
 
     guide: GuideName | Literal["auto"] = "auto"
-    num_steps: int = 2000
+    num_steps: int | None = None
     learning_rate: float | None = None
     final_learning_rate: float | None = None
     latent_rate: float = 10.0
@@ -89,7 +89,7 @@ class SVIOptions:
     checkpoint_every: float = 20.0
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps must be at least 1", self.num_steps)
+        require(self.num_steps is None or self.num_steps >= 1, "num_steps must be at least 1", self.num_steps)
         require(self.latent_rate > 0, "latent_rate must be positive", self.latent_rate)
         require(self.window == 0 or self.window >= 3, "window must be 0 or at least 3 samples", self.window)
         require(
@@ -99,19 +99,31 @@ class SVIOptions:
         )
         require(self.kl_weight >= 0, "kl_weight must not be negative", self.kl_weight)
         require(self.num_particles >= 1, "num_particles must be at least 1", self.num_particles)
-        first, last = self.rates
-        require(0 < last <= first, "learning rates must be positive and must not grow", f"{first} to {last}")
+        first, last = self.learning_rate, self.final_learning_rate
+        rates = [rate for rate in (first, last) if rate is not None]
+        falling = all(rate > 0 for rate in rates) and rates == sorted(rates, reverse=True)
+        require(falling, "learning rates must be positive and must not grow", f"{first} to {last}")
         require(self.clip_norm > 0, "clip_norm must be positive", self.clip_norm)
         require(self.check_every >= 1, "check_every must be at least 1", self.check_every)
         require(self.patience >= 0, "patience must not be negative", self.patience)
         require_choice("start", self.start, ("mode", "values", "prior"))
         require_choice("guide", self.guide, ("auto", *GUIDES))
 
+    def for_model(self, model: Any) -> SVIOptions:
+        """Return these options with the defaults of `model` in place of `auto` and `None`."""
+        guide = getattr(model, "default_guide", "full_rank") if self.guide == "auto" else self.guide
+        steps = getattr(model, "default_num_steps", None) if self.num_steps is None else self.num_steps
+        rate = self.learning_rate
+        rate = getattr(model, "default_learning_rate", None) if rate is None else rate
+        return replace(self, guide=guide, num_steps=steps, learning_rate=rate)
+
     @property
-    def rates(self) -> tuple[float, float]:
-        """First and last learning rate, with the defaults filled in."""
-        first = self.learning_rate or (0.0005 if self.guide == "amortised" else 0.02)
-        return first, self.final_learning_rate or 0.01 * first
+    def schedule(self) -> tuple[int, float, float]:
+        """Number of steps, first and last learning rate, where no model has its own."""
+        steps = 2000 if self.num_steps is None else self.num_steps
+        usual = 0.0005 if self.guide == "amortised" else 0.02
+        first = usual if self.learning_rate is None else self.learning_rate
+        return steps, first, 0.01 * first if self.final_learning_rate is None else self.final_learning_rate
 
 
 @dataclass(frozen=True)
@@ -206,8 +218,7 @@ def fit_svi(
             likely cause. The checkpoint keeps the state that it was last saved with.
         SolveError: when 20 draws of a step in a row have no solution of an implicit step.
     """
-    if options.guide == "auto":
-        options = replace(options, guide=getattr(model, "default_guide", "full_rank"))
+    options = options.for_model(model)
     began = time.monotonic()
     with seeded(options.seed), pyro.get_param_store().scope(), warnings.catch_warnings():
         # The order of sites does not matter to a guide whose factors are independent given the data.
@@ -227,7 +238,7 @@ def fit_svi(
         saved, elapsed_before = began, run.seconds
         _train(True, model, guide)
         try:
-            while run.step < options.num_steps and not run.stopped_early:
+            while run.step < run.num_steps and not run.stopped_early:
                 run.advance()
                 run.seconds = elapsed_before + time.monotonic() - began
                 if on_step is not None:
@@ -296,7 +307,7 @@ class _Windows:
         growths = max(0, math.ceil(math.log2(last / options.window))) if options.window else 0
         lengths = [min(options.window * 2**k, last) for k in range(growths + 1)]
         self._lengths = [length if length < data.num_times else 0 for length in lengths]
-        self._num_steps = options.num_steps
+        self._num_steps, _, _ = options.schedule
         self._cut: dict[tuple[int, int], Trajectories] = {}
 
     def first(self) -> Trajectories:
@@ -346,6 +357,7 @@ class _Run:
             max_plate_nesting=plate_nesting(prototype(model, data)),
         )
         self.windows = _Windows(data, options)
+        self.num_steps, rate, _ = options.schedule
         self.step, self.seconds, self.consistent = 0, 0.0, True
         self.losses: list[float] = []
         self.best_loss, self.best_step, self.stopped_early = math.inf, 0, False
@@ -359,7 +371,7 @@ class _Run:
         both = bool(groups[True]) and bool(groups[False])
         self.factors = [1.0, options.latent_rate if both else 1.0]
         self.optimiser = torch.optim.Adam(
-            [{"params": groups[True]}, {"params": groups[False]}], lr=options.rates[0], betas=(0.9, 0.99)
+            [{"params": groups[True]}, {"params": groups[False]}], lr=rate, betas=(0.9, 0.99)
         )
 
     def _collect(self) -> dict[str, Tensor]:
@@ -377,8 +389,8 @@ class _Run:
 
     def advance(self) -> None:
         """Do one optimisation step."""
-        first, last = self.options.rates
-        rate = first * (last / first) ** (self.step / max(1, self.options.num_steps - 1))
+        num_steps, first, last = self.options.schedule
+        rate = first * (last / first) ** (self.step / max(1, num_steps - 1))
         for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
             group["lr"] = factor * rate
         self.consistent = False
@@ -397,7 +409,7 @@ class _Run:
         self.step += 1
         if self.windows.began(self.step) == self.step:  # losses of longer windows are others
             self.best_loss = math.inf
-        elif self.step % self.options.check_every == 0 or self.step == self.options.num_steps:
+        elif self.step % self.options.check_every == 0 or self.step == self.num_steps:
             self._look()
         self.consistent = True
 
@@ -418,7 +430,7 @@ class _Run:
             self.best_loss, self.best_step = self.smoothed, self.step
             self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
         looks = (self.step - max(self.best_step, self.windows.began(self.step))) / self.options.check_every
-        may_stop = self.windows.last_growth() <= self.step < self.options.num_steps
+        may_stop = self.windows.last_growth() <= self.step < self.num_steps
         self.stopped_early = 0 < self.options.patience <= looks and may_stop
 
     @property
