@@ -5,6 +5,7 @@
 
 Reads RUN/config.json and RUN/result.nc; writes RUN/forecast.nc and four figures (fan chart, energy, phase
 portrait, predictive standard deviation against horizon), and RUN/scores.csv where samples were held out.
+Of films it draws frames and the latent phase portrait, and writes RUN/forecast.gif: filmed, mean, deviation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from tyro.conf import DisallowNone, Positional, arg
 
 from vinppl.cli import load_run, run_script
 from vinppl.export import get_group, write_result
+from vinppl.film_plots import animate_forecast, plot_frames, plot_latent_portrait
 from vinppl.forecast import extend, forecast
+from vinppl.frame_scores import film_scores
 from vinppl.plotting import plot_energy, plot_fan_chart, plot_phase_portrait, plot_uncertainty, save_figure
 from vinppl.scores import forecast_scores
 
@@ -30,7 +33,7 @@ class Config:
         run: folder that svi.py or mcmc.py wrote.
         horizon: how far beyond the last fitted sample, in units of time; 0 goes as far as held-out samples.
         step_size: spacing of the forecast; by default that of the data.
-        num_draws: posterior draws to run forward.
+        num_draws: posterior draws to run forward; by default 500, or 100 of films.
         trajectory: which trajectory the figures show.
         seed: of the predictive noise.
     """
@@ -38,7 +41,7 @@ class Config:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     horizon: float = 0.0
     step_size: DisallowNone[float | None] = None
-    num_draws: int = 500
+    num_draws: DisallowNone[int | None] = None
     trajectory: int = 0
     seed: int = 0
 
@@ -46,7 +49,9 @@ class Config:
 def main(config: Config) -> None:
     """Run the model forward and write what it says."""
     run = load_run(config.run)
-    draws = run.draws(config.num_draws)
+    film = run.train.image_shape is not None
+    num_draws = (100 if film else 500) if config.num_draws is None else config.num_draws
+    draws = run.draws(num_draws)
     future = extend(run.train, horizon=config.horizon, step_size=config.step_size, held_out=run.held_out)
     result = forecast(
         run.model,
@@ -58,22 +63,29 @@ def main(config: Config) -> None:
         attrs={"model": run.options["model"], "run": run.folder.path.name},
     )
     write_result(result, run.folder.forecast)
-    index = config.trajectory
-    figures = {
-        "fan_chart": plot_fan_chart(result, trajectory=index),
-        "uncertainty": plot_uncertainty(result),
-    }
-    if "states" in get_group(result, "predictions"):
+    index, predicted = config.trajectory, get_group(result, "predictions")
+    if film:
+        figures = {"frames": plot_frames(result, trajectory=index)}
+        animate_forecast(result, run.folder.path / "forecast.gif", trajectory=index)
+    else:
+        figures = {
+            "fan_chart": plot_fan_chart(result, trajectory=index),
+            "uncertainty": plot_uncertainty(result),
+        }
+    if "energy" in predicted:
         figures["energy"] = plot_energy(result, trajectory=index)
-        figures["phase_portrait"] = plot_phase_portrait(result, trajectory=index)
+    if "states" in predicted:
+        portrait = plot_latent_portrait if film else plot_phase_portrait
+        figures["phase_portrait"] = portrait(result, trajectory=index)
     for name, figure in figures.items():
         save_figure(figure, run.folder.path / f"{name}.png")
     if run.held_out is not None:
-        scores = forecast_scores(result)
+        scores = film_scores(result) if film else forecast_scores(result)
         scores.to_csv(run.folder.path / "scores.csv", index=False)
         print(scores.to_string(index=False))
     run.folder.log("forecast", horizon=config.horizon, draws=next(iter(draws.values())).shape[0])
-    print(f"forecast: {run.folder.forecast}; figures: {', '.join(f'{name}.png' for name in figures)}")
+    pictures = [f"{name}.png" for name in figures] + ["forecast.gif"] * film
+    print(f"forecast: {run.folder.forecast}; figures: {', '.join(pictures)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from vinppl.models.mass_spring import MassSpring, MassSpringConfig
 from vinppl.models.noisy_states import NoisyStates, NoisyStatesConfig
 from vinppl.models.pendulum import Pendulum, PendulumConfig
 from vinppl.models.pixel_free import PixelFree, PixelFreeConfig
+from vinppl.models.pixel_vae import PixelVAE, PixelVAEConfig
 from vinppl.models.pixels import PixelVIN, PixelVINConfig
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "PendulumConfig",
     "PixelFree",
     "PixelFreeConfig",
+    "PixelVAE",
+    "PixelVAEConfig",
     "PixelVIN",
     "PixelVINConfig",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
 import pytest
 import torch
-from pyro.distributions import MultivariateStudentT, Normal
-from scipy import stats
+from pyro.distributions import MultivariateStudentT, Normal, Uniform
+from scipy import integrate, stats
 
-from vinppl.distributions import SphericalStudentT
+from vinppl.distributions import SphericalStudentT, WrappedNormal, divergence_from_uniform
 
 
 def test_density_is_that_of_the_multivariate_student() -> None:
@@ -111,3 +112,63 @@ def test_bad_arguments() -> None:
             prior.log_prob(torch.zeros(3, 5))
         with pytest.raises(ValueError, match="support"):
             prior.log_prob(torch.full((3, 4), math.nan))
+
+
+SCALES = [0.05, 0.3, 0.399, 0.401, 0.7, 1.0, 1.99, 2.01, 3.0, 6.0]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_wrapped_normal_is_the_sum_over_revolutions(scale: float) -> None:
+    angle = torch.linspace(-3.1, 3.1, 30)
+    turns = 2 * math.pi * torch.arange(-30.0, 31.0)
+    expected = Normal(0.8, scale).log_prob(angle.unsqueeze(-1) + turns).logsumexp(-1)
+    found = WrappedNormal(0.8, scale).log_prob(angle)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_divergence_of_a_wrapped_normal_from_the_uniform_one(scale: float) -> None:
+    wrapped = WrappedNormal(0.0, scale)
+
+    def integrand(x: float) -> float:
+        log_density = float(wrapped.log_prob(torch.tensor(x)))
+        return math.exp(log_density) * (log_density + math.log(2 * math.pi))
+
+    # The density is even; its bulk is told to the integrator.
+    ends = [0.0, min(8 * scale, 3.0), math.pi]
+    expected = 2 * sum(integrate.quad(integrand, a, b, epsabs=1e-13)[0] for a, b in itertools.pairwise(ends))
+    found = torch.distributions.kl_divergence(wrapped, Uniform(-math.pi, math.pi))
+    assert float(found) == pytest.approx(expected, abs=1e-11)
+    single = divergence_from_uniform(torch.tensor(scale, dtype=torch.float32))
+    assert float(single) == pytest.approx(expected, abs=2e-6)
+    assert float(torch.distributions.kl_divergence(wrapped, Uniform(-1.0, 1.0))) == math.inf
+
+
+def test_divergence_falls_smoothly_to_zero() -> None:
+    scale = torch.tensor([0.01, 0.2, 0.39999, 0.40001, 1.0, 4.0, 40.0], requires_grad=True)
+    value = divergence_from_uniform(scale)
+    (slope,) = torch.autograd.grad(value.sum(), scale)
+    assert bool((value.detach().diff() < 0).all())
+    assert float(value[-1].detach()) == 0.0
+    assert bool(torch.isfinite(slope).all())
+    # Below the change of formula the entropy is that of a normal, whose slope is -1 / scale.
+    torch.testing.assert_close(slope[2:4], -1 / scale[2:4].detach(), rtol=1e-10, atol=0.0)
+
+
+def test_draws_of_a_wrapped_normal() -> None:
+    n, loc, scale = 40_000, 2.9, 0.9
+    parameters = [torch.tensor(value, requires_grad=True) for value in (loc, scale)]
+    wrapped = WrappedNormal(*parameters, validate_args=True).expand([2]).to_event(1)
+    x = wrapped.rsample((n,))
+    assert x.shape == (n, 2)
+    assert wrapped.log_prob(x).shape == (n,)
+    # E exp(i x) = exp(i loc - scale^2 / 2); each part has a standard error below sqrt(1 / 2n).
+    moment = torch.stack([x.cos().mean(), x.sin().mean()])
+    length = math.exp(-(scale**2) / 2)
+    expected = torch.tensor([length * math.cos(loc), length * math.sin(loc)])
+    assert float((moment - expected).detach().abs().max()) < 4 / math.sqrt(2 * n)
+    # Draws differentiate: the derivative of E cos x by scale is -scale times E cos x.
+    (slope,) = torch.autograd.grad(moment[0], parameters[1])
+    assert float(slope) == pytest.approx(-scale * length * math.cos(loc), abs=4 / math.sqrt(2 * n))
+    with pytest.raises(ValueError, match="within the support"):
+        WrappedNormal(0.0, 1.0, validate_args=True).log_prob(torch.tensor(4.0))

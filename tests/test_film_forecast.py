@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -17,6 +19,7 @@ from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.encoders import InitialPosterior
 from vinppl.film_forecast import FilmForecast, background_of, forecast_films
+from vinppl.frame_scores import film_scores
 from vinppl.potentials import Harmonic
 from vinppl.state import PhaseState, Trajectory
 from vinppl.timegrid import TimeGrid
@@ -132,6 +135,36 @@ def test_a_path_that_ends_counts_as_a_lapse() -> None:
     found = FilmForecast(Lamps(), states, states[1], holds, background, torch.ones(1))
     assert bool(found.levels(0).isfinite().all())
     assert bool(found.log_density(0, torch.zeros(4, SIDE * SIDE)).isfinite().all())
+
+
+def test_the_arrays_of_a_forecast_are_its_levels_and_densities(films: Trajectories) -> None:
+    found = forecast(films, a_guide(), explained=60.0)
+    mask = films.mask.clone()
+    mask[0, 20], mask[1, 15, :7] = False, False
+    part = dataclasses.replace(films, mask=mask, values=films.values * mask)
+    film = found.arrays(part, num_known=10)
+    assert (film.image_shape, film.state_names) == ((SIDE, SIDE), ("q0", "dq0/dt"))
+    assert film.horizon[0, [9, 10]].tolist() == pytest.approx([0.0, 0.1])
+    assert film.in_sample.sum(1).tolist() == [10, 10]
+    for n in range(2):
+        torch.testing.assert_close(torch.as_tensor(film.levels[:, n].mean(0)), found.levels(n))
+        truth = torch.as_tensor(film.truth[n])
+        torch.testing.assert_close(torch.as_tensor(film.levels_at_mean[n]), found.point_levels(n))
+        density = torch.as_tensor(film.log_likelihood[:, n]).logsumexp(0) - math.log(100)
+        whole, seen = found.log_density(n, films.values[n]), ~truth.isnan().any(-1)
+        torch.testing.assert_close(density[seen], whole[seen])
+        point = torch.as_tensor(film.log_likelihood_at_mean[n])[seen]
+        torch.testing.assert_close(point, found.point_log_density(n, films.values[n])[seen])
+    assert np.isnan(film.log_likelihood).any((0, 2)).tolist() == [True, False]
+    cut = found.log_density(1, torch.where(mask[1], films.values[1], math.nan))[15]
+    mixed = torch.as_tensor(film.log_likelihood[:, 1, 15]).logsumexp(0) - math.log(100)
+    torch.testing.assert_close(mixed, cut)
+    assert float(cut) > float(found.log_density(1, films.values[1])[15])
+    assert film_scores(film)["num_frames"].iloc[-1] == 59
+    with pytest.raises(ValueError, match=r"films must have \(2, 40\) \(clips, times\)"):
+        found.arrays(films.first(20), num_known=10)
+    with pytest.raises(ValueError, match="num_known must be within the films; got 0"):
+        found.arrays(films, num_known=0)
 
 
 def test_errors_are_told(films: Trajectories) -> None:

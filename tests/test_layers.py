@@ -62,6 +62,7 @@ LAYERS = {
     "vinppl.fit": 8.1,
     "vinppl.scores": 8.1,
     "vinppl.latents": 8.1,
+    "vinppl.frame_scores": 8.15,
     "vinppl.trials": 8.15,
     "vinppl.posterior": 8.2,
     "vinppl.assimilation": 8.3,
@@ -71,13 +72,14 @@ LAYERS = {
     "vinppl.plotting": 9,
     "vinppl.testing": 9,
     "vinppl.study_plots": 9.1,
+    "vinppl.film_plots": 9.1,
     "vinppl": 10,
     "vinppl.models": 11,
 }
 
 # Third-party packages that only some modules may import.
 KEPT_TO = {
-    "matplotlib": {"vinppl.plotting", "vinppl.study_plots"},
+    "matplotlib": {"vinppl.plotting", "vinppl.study_plots", "vinppl.film_plots"},
     "arviz": {"vinppl.export", "vinppl.diagnostics"},
     "llvmlite": {"vinppl.native"},
     "distributed": {"vinppl.trials"},

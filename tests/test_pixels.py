@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from example_data import misfit
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from scipy import stats
 
 from vinppl.data import Trajectories
 from vinppl.draws import latent_sites, predict, prototype
@@ -20,9 +22,10 @@ from vinppl.errors import DataError
 from vinppl.export import get_group, read_result, write_result
 from vinppl.fit import SVIOptions, fit_motion, fit_svi
 from vinppl.forecast import extend, forecast
+from vinppl.frame_scores import film_arrays, film_scores
 from vinppl.guides import AmortisedGuide
 from vinppl.models import PixelFree, PixelFreeConfig, PixelVIN, PixelVINConfig
-from vinppl.posterior import from_svi
+from vinppl.posterior import from_svi, prior_draws
 from vinppl.render import degrade, simulate_clips
 
 MODELS = (PixelVIN, PixelFree)
@@ -196,6 +199,39 @@ def test_a_fit_and_its_forecast_go_to_arviz(tmp_path: Path) -> None:
     file = tmp_path / "result.nc"
     write_result(from_svi(result, num_draws=20), file)
     assert get_group(read_result(file), "observed_data")["obs"].shape == (2, 10, 144)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_forecast_holds_mean_frames_and_their_densities(likelihood: str) -> None:
+    data = film(2, 12, "mass_spring")
+    mask = data.mask.clone()
+    mask[1, 7], mask[0, 9, :3] = False, False
+    data = dataclasses.replace(data, mask=mask, values=data.values * mask)
+    train, later = data.first(6), data.last(6)
+    model = build(PixelVIN, train, integrator="stormer_verlet", likelihood=likelihood, num_context=6)
+    draws = prior_draws(model, train, 7)
+    future = extend(train, horizon=0.8, held_out=later)
+    found = forecast(model, draws, train, future, chunk_size=3)
+    arrays = film_arrays(found)
+    states = predict(model, draws, future, sites=["states"])["states"]
+    with torch.no_grad():
+        levels = model.decode(states[..., :1]).flatten(-2)
+        mean = {name: value.mean(0, keepdim=True) for name, value in draws.items()}
+        path = predict(model, mean, future, sites=["states"])["states"]
+        at_mean = model.decode(path[..., :1]).flatten(-2)[0]
+    assert torch.allclose(torch.as_tensor(arrays.levels), levels)
+    assert torch.allclose(torch.as_tensor(arrays.levels_at_mean), at_mean)
+    assert torch.allclose(torch.as_tensor(arrays.states_at_mean), path[0])
+    if likelihood == "gaussian":
+        scale = draws["noise_scale"].numpy().reshape(7, 1, 1, 1)
+        pixels = stats.norm.logpdf(arrays.truth, arrays.levels, scale)
+    else:
+        pixels = stats.bernoulli.logpmf(np.nan_to_num(arrays.truth), arrays.levels)
+    unseen = np.isnan(arrays.truth).all(-1)
+    by_hand = np.where(unseen, np.nan, np.where(np.isnan(arrays.truth), 0.0, pixels).sum(-1))
+    np.testing.assert_allclose(arrays.log_likelihood, by_hand, rtol=1e-4)
+    assert unseen.sum(1).tolist() == [2, 3], "no frames beyond those held out, and a gap"
+    assert film_scores(found)["num_frames"].iloc[-1] == 11, "one frame was not filmed"
 
 
 def test_grey_noisy_film_of_a_free_network() -> None:

@@ -26,8 +26,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vinppl.data import write_csv
+from vinppl.data import write_csv, write_video
 from vinppl.export import get_group, read_result
+from vinppl.render import simulate_clips
 from vinppl.simulate import simulate
 from vinppl.systems import system
 from vinppl.trials import read_table
@@ -200,6 +201,45 @@ def test_svi_from_simulation_to_forecast(tmp_path: Path) -> None:
     assert wanted <= set(result.groups())
     assert az.summary(result, kind="stats").shape[0] == 2 + 2 + 3 + 2
     assert result.posterior["noise_scale"].dims == ("chain", "draw", "channel")
+
+
+def test_a_film_from_clip_to_forecast(tmp_path: Path) -> None:
+    film, _ = simulate_clips("mass_spring", num_clips=1, num_times=30, size=12)
+    write_video(film.frames, tmp_path / "clip.npz", 10.0)
+    small = ["--video.size", "12", "--train-fraction", "0.6"]
+    tiny = ["num_taught=20", "hidden_sizes=[16]", "integrator=velocity_verlet"]
+    common = ["--data", "clip.npz", *SVI, *small]
+    both = {
+        "vin": start(tmp_path, "svi.py", "--model", "PixelVIN", "--out", "vin", *common, "--set", *tiny),
+        "vae": start(
+            tmp_path,
+            "svi.py",
+            "--model",
+            "vinppl.models:PixelVAE",
+            "--out",
+            "vae",
+            *common,
+            "--set",
+            "circle=true",
+        ),
+    }
+    for process in both.values():
+        finish(process)
+    assert posterior_of(tmp_path / "vae")["position"].shape == (1, 40, 1, 18, 1)
+    out, _ = run(tmp_path, "forecast.py", "vin", "--horizon", "2", "--num-draws", "5")
+    written = {path.name for path in (tmp_path / "vin").iterdir()}
+    assert {"frames.png", "phase_portrait.png", "energy.png", "forecast.gif", "scores.csv"} <= written
+    assert "fan_chart.png" not in written
+    assert "forecast.gif" in out
+    scores = pd.read_csv(tmp_path / "vin" / "scores.csv")
+    assert scores["num_frames"].iloc[-1] == 12
+    assert np.isfinite(scores.select_dtypes("number").to_numpy()).all()
+    constants = get_group(read_result(tmp_path / "vin" / "forecast.nc"), "predictions_constant_data")
+    # The guide reads ten frames, so that forecasts begin at the first of the last ten that were fitted.
+    np.testing.assert_allclose(constants["times"].values[0], 0.1 * np.arange(8, 38), atol=1e-5)
+    assert constants["in_sample"].values.sum() == 10
+    _, err = run(tmp_path, "forecast.py", "vae", status=2)
+    assert "without dynamics cannot forecast" in check_error(err)
 
 
 def test_mcmc_of_the_users_own_model(tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.draws import Draws, latent_sites, plate_nesting, predict, prototype, seeded, trajectory_log_prob
+from vinppl.draws import (
+    Draws,
+    batch_size,
+    latent_sites,
+    plate_nesting,
+    predict,
+    prototype,
+    seeded,
+    trajectory_log_prob,
+)
 from vinppl.errors import NumericalWarning
 from vinppl.estimates import first_states, noise_estimate
 from vinppl.guides import INITIAL_SITES, AmortisedGuide
@@ -35,9 +44,6 @@ MIN_ESS = 20.0
 
 WIDENED = 3.0
 """How much wider than what a guide reads the first proposals are; it may be sure and wrong."""
-
-MOST_VALUES = 2e7
-"""Measurements that proposals are held against at once; the rest waits."""
 
 LANES_PER_DRAW = 20
 """Proposals for each shared draw, where every one of those has to normalise its own weights."""
@@ -227,8 +233,9 @@ def _propose(
     draw = (torch.arange(used) * count // used)[group]
     states, density = proposal.sample(size)
     draws = {name: value[draw] for name, value in shared.items()} | _initial_draws(states)
-    lanes = max(1, int(MOST_VALUES / max(1, data.values.numel())))
-    joint = trajectory_log_prob(model, draws, data, chunk_size=lanes, parameters=parameters) - density
+    joint = (
+        trajectory_log_prob(model, draws, data, chunk_size=batch_size(data), parameters=parameters) - density
+    )
     joint = joint - group.bincount()[group].to(joint).log().unsqueeze(-1)  # numbers of lanes differ by one
     joint = torch.where(torch.isfinite(joint), joint, -math.inf)
     lost = [data.names[i] for i in (joint.amax(0) == -math.inf).nonzero().flatten().tolist()]

@@ -132,7 +132,8 @@ class LoadedRun:
         folder: where it lies.
         options: its options, as plain values.
         model: its model, built anew.
-        train: the measurements that were fitted, or the last window of them, where forecasts begin.
+        train: the measurements that were fitted, or the last of them that the posterior's initial states
+            belong to (with windows, or a guide that reads a few samples), where forecasts begin.
         held_out: those that were not, `None` for none.
         posterior: its ArviZ object.
         parameters: learned parameters by name, unconstrained; empty for NUTS.
@@ -183,9 +184,9 @@ def load_run(path: str | Path) -> LoadedRun:
     model = build_model(options["model"], train, options["set"])
     saved = load_checkpoint(folder.checkpoint / "svi.pt") if options["kind"] == "svi" else None
     parameters = {} if saved is None else {k: v.to(train.values.device) for k, v in saved["best"].items()}
-    window = options.get("svi", {}).get("window", 0)
-    train = train.last(window) if window else train
-    return LoadedRun(folder, options, model, train, held_out, read_result(folder.result), parameters)
+    posterior = read_result(folder.result)
+    count = get_group(posterior, "constant_data")["times"].shape[-1]
+    return LoadedRun(folder, options, model, train.last(count), held_out, posterior, parameters)
 
 
 def rebuild(config_type: Any, values: dict[str, Any]) -> Any:

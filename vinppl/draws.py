@@ -21,6 +21,8 @@ from vinppl.rollout import without_energy
 
 __all__ = [
     "Draws",
+    "batch_size",
+    "batches",
     "collect",
     "latent_sites",
     "plate_nesting",
@@ -164,7 +166,17 @@ def _run(model: Any, draws: Mapping[str, Tensor], args: tuple[Any, ...], trace: 
     return trace_batch(conditioned, args, num_draws, nesting), num_draws, nesting
 
 
-def _chunks(draws: Mapping[str, Tensor], size: int) -> Iterator[Draws]:
+MOST_VALUES = 20_000_000
+"""Measured values at most, over all draws, that run as one batch."""
+
+
+def batch_size(data: Any, limit: int | None = None) -> int:
+    """Return how many draws may run as one batch over the measurements of `data`, `limit` at most."""
+    fitting = max(1, MOST_VALUES // max(1, data.values.numel()))
+    return fitting if limit is None else min(limit, fitting)
+
+
+def batches(draws: Mapping[str, Tensor], size: int) -> Iterator[Draws]:
     """Yield the draws in batches of `size` at most."""
     for start in range(0, next(iter(draws.values())).shape[0], size):
         yield {name: value[start : start + size] for name, value in draws.items()}
@@ -176,6 +188,7 @@ def predict(
     data: Any,
     *,
     sites: Sequence[str] | None = None,
+    means: bool = False,
     chunk_size: int = 250,
     seed: int = 0,
     parameters: Mapping[str, Tensor] | None = None,
@@ -190,6 +203,7 @@ def predict(
         draws: latent sites, each `(num_draws, *plates, *event)`.
         data: where to predict; its values are not looked at.
         sites: sites to return; by default all observed and deterministic ones.
+        means: whether to return the means of the observed ones given each draw too, called `<site>_mean`.
         chunk_size: draws that run as one batch.
         seed: of the predictive noise.
         parameters: learned parameters of the model, unconstrained, by name.
@@ -202,10 +216,14 @@ def predict(
     chunks: list[Draws] = []
     skip = contextlib.nullcontext() if sites is None or "energy" in sites else without_energy()
     with learned(model, data, parameters), seeded(seed), torch.no_grad(), skip:
-        for part in _chunks(draws, chunk_size):
+        for part in batches(draws, chunk_size):
             ran, size, nesting = _run(free, part, (data,), trace)
-            wanted = _outputs(trace) if sites is None else sites
-            chunks.append(collect(ran, [name for name in wanted if name in ran.nodes], size, nesting))
+            wanted = [n for n in (_outputs(trace) if sites is None else sites) if n in ran.nodes]
+            found = collect(ran, wanted, size, nesting)
+            for name in _observed(trace) if means else ():
+                mean = {**ran.nodes[name], "value": ran.nodes[name]["fn"].mean}
+                found[f"{name}_mean"] = _without_singletons(mean, size, nesting)
+            chunks.append(found)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -216,6 +234,15 @@ def _outputs(trace: Any) -> list[str]:
         name
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and name not in latent and not site_is_subsample(site)
+    ]
+
+
+def _observed(trace: Any) -> list[str]:
+    """Return the observed sites of a model."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic", False)
     ]
 
 
@@ -241,11 +268,10 @@ def pointwise_log_likelihood(
         can tell entries apart, otherwise `(num_draws, *plates)`. Entries that were not observed are zero.
     """
     trace = prototype(model, data)
-    observed = [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
-    observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic", False)]
+    observed = _observed(trace)
     chunks: list[Draws] = []
     with learned(model, data, parameters), torch.no_grad(), without_energy():
-        for part in _chunks(draws, chunk_size):
+        for part in batches(draws, chunk_size):
             ran, size, nesting = _run(model, part, (data,), trace)
             chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -276,7 +302,7 @@ def trajectory_log_prob(
     require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
     chunks = []
     with learned(model, data, parameters), torch.no_grad(), without_energy():
-        for part in _chunks(draws, chunk_size):
+        for part in batches(draws, chunk_size):
             ran, size, _ = _run(model, part, (data,), trace)
             ran.compute_log_prob()
             own = [

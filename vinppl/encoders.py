@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import pyro
 import torch
+from pyro.distributions import Normal
 from torch import Tensor, nn
-from torch.distributions import Normal
 from torch.nn.functional import softplus
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["InitialPosterior", "WindowEncoder"]
+__all__ = ["INITIAL_SITES", "InitialPosterior", "WindowEncoder"]
+
+INITIAL_SITES = ("initial_position", "initial_velocity")
+"""Sites of the initial state, which most recognition networks infer."""
 
 
 class InitialPosterior(NamedTuple):
@@ -42,6 +46,15 @@ class InitialPosterior(NamedTuple):
         """Return draws of (q, v), shape `(count, trajectories, 2 dim)`."""
         noise = torch.randn(count, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + (self.factor @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def sample_sites(self) -> dict[str, Tensor]:
+        """Sample the sites of the initial state, inside of the plate of the trajectories."""
+        (q_loc, v_loc), (q_scale, v_scale) = self.loc.chunk(2, -1), self.scale.chunk(2, -1)
+        position, velocity = INITIAL_SITES
+        q = pyro.sample(position, Normal(q_loc, q_scale).to_event(1))
+        v_loc = v_loc + self.coupling * (q - q_loc)
+        v = pyro.sample(velocity, Normal(v_loc, v_scale).to_event(1))
+        return {position: q, velocity: v}
 
     def divergence(self, other: InitialPosterior) -> Tensor:
         """Return the KL divergence of `other` from this, shape `(trajectories,)`."""
@@ -80,6 +93,7 @@ class WindowEncoder(nn.Module):
         recurrent_size: width of the LSTM.
     """
 
+    sites: ClassVar[tuple[str, ...]] = INITIAL_SITES
     channel_index: Tensor
     scale: Tensor
     state_scale: Tensor

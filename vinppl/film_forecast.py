@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -14,7 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from vinppl._checks import require
 from vinppl.assimilation import assimilate
 from vinppl.draws import seeded
+from vinppl.frame_scores import FilmArrays
 from vinppl.lapses import survival
+from vinppl.posterior import dataset_coords
 from vinppl.state import PhaseState
 
 if TYPE_CHECKING:
@@ -50,8 +55,7 @@ class FilmForecast:
 
     def levels(self, clip: int) -> Tensor:
         """Return the mean frames of a clip under the whole posterior, `(time, pixel)`."""
-        holds = self.holds[:, clip].unsqueeze(-1)
-        return (holds * self._logits(clip).sigmoid() + (1 - holds) * self.background).mean(0)
+        return self._draw_levels(clip).mean(0)
 
     def point_levels(self, clip: int) -> Tensor:
         """Return the frames that the posterior mean's path decodes to, `(time, pixel)`."""
@@ -62,16 +66,68 @@ class FilmForecast:
 
         Args:
             clip: index of the clip.
-            frames: what happened, `(time, pixel)`.
+            frames: what happened, `(time, pixel)`; NaN counts for nothing.
         """
-        holds = self.holds[:, clip]
-        explained = holds.log() + _log_prob(self._logits(clip), frames)
-        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _log_prob(self.background.logit(), frames)
-        return torch.logaddexp(explained, lapsed).logsumexp(0) - math.log(len(holds))
+        each = self._draw_log_density(clip, frames)
+        return each.logsumexp(0) - math.log(len(each))
 
     def point_log_density(self, clip: int, frames: Tensor) -> Tensor:
         """Return the log density of each frame given the posterior mean's path, in nats, `(time,)`."""
         return _log_prob(self._decoded(self.point[clip]), frames)
+
+    def arrays(self, films: Trajectories, *, num_known: int) -> FilmArrays:
+        """Return the forecast beside what happened, for `vinppl.frame_scores` and `vinppl.film_plots`.
+
+        Every draw is a mixture of its motion and the background.
+
+        Args:
+            films: what happened, at the times of the forecast.
+            num_known: first frames that were fitted or read; forecasts begin at the last of them.
+
+        Raises:
+            ValueError: for other times, or no known frame.
+        """
+        same = films.times.shape == self.states.shape[1:3]
+        require(same, f"films must have {tuple(self.states.shape[1:3])} (clips, times)", films.times)
+        require(1 <= num_known <= films.num_times, "num_known must be within the films", num_known)
+        truth = torch.where(films.mask, films.values, math.nan)
+        clips, unseen = range(films.num_trajectories), ~films.mask.any(-1)
+
+        def each(part: Callable[[int], Tensor], axis: int) -> NDArray[Any]:
+            return torch.stack([part(n) for n in clips], dim=axis).cpu().numpy()
+
+        def densities(part: Callable[[int, Tensor], Tensor], axis: int) -> NDArray[Any]:
+            return each(lambda n: part(n, truth[n]).masked_fill(unseen[n], math.nan), axis)
+
+        height, width = films.frames.shape[-2:]
+        return FilmArrays(
+            levels=each(self._draw_levels, 1),
+            levels_at_mean=each(self.point_levels, 0),
+            log_likelihood=densities(self._draw_log_density, 1),
+            log_likelihood_at_mean=densities(self.point_log_density, 0),
+            truth=truth.cpu().numpy(),
+            times=films.times.double().cpu().numpy(),
+            in_sample=np.tile(np.arange(films.num_times) < num_known, (films.num_trajectories, 1)),
+            forecast_start=films.times[:, num_known - 1].double().cpu().numpy(),
+            states=self.states.cpu().numpy(),
+            states_at_mean=self.point.cpu().numpy(),
+            state_names=tuple(dataset_coords(films)["state"]),
+            clips=tuple(films.names),
+            image_shape=(height, width),
+            time_unit=films.time_unit or "",
+        )
+
+    def _draw_levels(self, clip: int) -> Tensor:
+        """Return the mean frames of a clip under each draw, `(draw, time, pixel)`."""
+        holds = self.holds[:, clip].unsqueeze(-1)
+        return holds * self._logits(clip).sigmoid() + (1 - holds) * self.background
+
+    def _draw_log_density(self, clip: int, frames: Tensor) -> Tensor:
+        """Return the log density of each frame under each draw, `(draw, time)`."""
+        holds = self.holds[:, clip]
+        explained = holds.log() + _log_prob(self._logits(clip), frames)
+        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _log_prob(self.background.logit(), frames)
+        return torch.logaddexp(explained, lapsed)
 
     def _logits(self, clip: int) -> Tensor:
         return self._decoded(self.states[:, clip])
@@ -147,6 +203,7 @@ def background_of(films: Trajectories) -> Tensor:
 
 
 def _log_prob(logits: Tensor, frames: Tensor) -> Tensor:
-    """Return the log probability of frames `(*batch, time, pixel)`, `(*batch, time)`."""
+    """Return the log probability of the pixels of frames `(*batch, time, pixel)` that are not NaN."""
     logits, target = torch.broadcast_tensors(logits, frames)
-    return -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+    each = -binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
+    return torch.where(target.isnan(), 0.0, each).sum(-1)

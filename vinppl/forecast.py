@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,16 @@ import torch
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.draws import latent_sites, predict, prototype
-from vinppl.errors import NumericalWarning
+from vinppl.draws import (
+    Draws,
+    batch_size,
+    batches,
+    latent_sites,
+    pointwise_log_likelihood,
+    predict,
+    prototype,
+)
+from vinppl.errors import DataError, NumericalWarning
 from vinppl.export import to_arviz
 from vinppl.posterior import (
     CONSTANT_DIMS,
@@ -100,7 +109,8 @@ def _extend_one(
         if drives is not None and held_out.drive is not None:
             drives.append(held_out.drive[n, :more])
     reached = parts[-1][0][-1]
-    count = int(torch.floor((last + horizon - reached) / step + 1e-6).clamp_min(0))
+    # Times of films are in single precision, which loses the last step to a smaller slack.
+    count = int(torch.floor((last + horizon - reached) / step + 1e-3).clamp_min(0))
     if count > 0:
         require(
             drives is None,
@@ -155,7 +165,13 @@ def forecast(
 
     Returns:
         Groups `posterior`, `predictions` (`obs`, `states` and `energy` where the model records them)
-        and `predictions_constant_data` (`times`, `measured`, `in_sample`, `forecast_start`).
+        and `predictions_constant_data` (`times`, `measured`, `in_sample`, `forecast_start`). Of films
+        `predictions` also hold `obs_mean`, the mean frames under each draw, and `frame_log_likelihood`, the
+        log density of each measured frame; both come for the path from the posterior mean too, with its
+        states, as constants named `.._at_mean`.
+
+    Raises:
+        DataError: if the model has a latent value for every sample, and so no dynamics to forecast by.
 
     Warns:
         NumericalWarning: if some draws have no finite trajectory (an implicit step without a
@@ -163,7 +179,13 @@ def forecast(
     """
     trace = prototype(model, future)
     draws = {name: draws[name] for name in latent_sites(trace) if name in draws}
-    predicted = predict(model, draws, future, chunk_size=chunk_size, seed=seed, parameters=parameters)
+    _require_dynamics(trace, draws)
+    film = future.image_shape is not None
+    if film:
+        chunk_size = batch_size(future, chunk_size)
+    predicted = predict(
+        model, draws, future, means=film, chunk_size=chunk_size, seed=seed, parameters=parameters
+    )
     finite = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in predicted.values()]).all(0)
     lost = int((~finite).sum())
     if lost:
@@ -175,6 +197,10 @@ def forecast(
         )
         predicted = {name: value[finite] for name, value in predicted.items()}
         draws = {name: value[finite] for name, value in draws.items()}
+    constants: Draws = {}
+    if film:
+        density, constants = _frame_density(model, draws, future, chunk_size, parameters)
+        predicted["frame_log_likelihood"] = density
     num_draws = int(finite.sum())
     last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
     groups = {
@@ -185,12 +211,58 @@ def forecast(
             "measured": masked_values(future),
             "in_sample": (future.times <= last).cpu().numpy(),
             "forecast_start": last.squeeze(-1).cpu().numpy(),
+            **{name: value.cpu().numpy() for name, value in constants.items()},
         },
     }
     return to_arviz(
         groups,
-        dims=site_dims(trace, [*draws, *predicted]) | CONSTANT_DIMS,
+        dims=site_dims(trace, [*draws, *predicted]) | CONSTANT_DIMS | (FILM_DIMS if film else {}),
         coords=dataset_coords(future),
         units=units(future),
         attrs={**channel_attributes(data), "draws_without_forecast": str(lost), **(attrs or {})},
     )
+
+
+FILM_DIMS: dict[str, tuple[str, ...]] = {
+    "obs_mean": ("trajectory", "time", "channel"),
+    "obs_at_mean": ("trajectory", "time", "channel"),
+    "states_at_mean": ("trajectory", "time", "state"),
+    "frame_log_likelihood": ("trajectory", "time"),
+    "frame_log_likelihood_at_mean": ("trajectory", "time"),
+}
+
+
+def _require_dynamics(trace: Any, draws: Mapping[str, Tensor]) -> None:
+    """Check that draws of a fit fit the forecast's times: no latent site may have a value for each."""
+    for name, value in draws.items():
+        expected = tuple(trace.nodes[name]["value"].shape)
+        require(
+            value[0].numel() == math.prod(expected),
+            f"{name} must have the shape {expected} for the times of the forecast",
+            f"{tuple(value.shape[1:])} from the fit",
+            "It has a value for every sample: a model without dynamics cannot forecast.",
+            error=DataError,
+        )
+
+
+def _frame_density(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    future: Trajectories,
+    chunk_size: int,
+    parameters: Mapping[str, Tensor] | None,
+) -> tuple[Tensor, Draws]:
+    """Return log densities of frames under draws, and frames, states and densities of their mean's path."""
+    seen = future.mask.any(-1)
+
+    def density(part: Mapping[str, Tensor]) -> Tensor:
+        pixels = pointwise_log_likelihood(model, part, future, chunk_size=chunk_size, parameters=parameters)
+        return torch.where(seen, pixels["obs"].sum(-1), math.nan)
+
+    each = [density(part) for part in batches(draws, chunk_size)]
+    mean = {name: value.mean(0, keepdim=True) for name, value in draws.items()}
+    path = predict(model, mean, future, sites=["states"], means=True, parameters=parameters)
+    constants = {"obs_at_mean": path["obs_mean"][0], "frame_log_likelihood_at_mean": density(mean)[0]}
+    if "states" in path:
+        constants["states_at_mean"] = path["states"][0]
+    return torch.cat(each), constants

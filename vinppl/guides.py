@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import MultivariateNormal, Normal, constraints
+from pyro.distributions import MultivariateNormal, constraints
 from pyro.infer.autoguide import (
     AutoContinuous,
     AutoDelta,
@@ -22,12 +22,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vinppl._checks import require_choice
-from vinppl.encoders import InitialPosterior, WindowEncoder
+from vinppl.encoders import INITIAL_SITES, WindowEncoder
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["GUIDES", "AmortisedGuide", "FullRankGuide", "GuideName", "make_guide"]
+__all__ = ["GUIDES", "INITIAL_SITES", "AmortisedGuide", "FullRankGuide", "GuideName", "make_guide"]
 
 GuideName = Literal["full_rank", "mean_field", "low_rank", "map", "amortised"]
 """`full_rank`: one normal over all latents; `mean_field`: independent normals; `low_rank`: a
@@ -35,9 +35,6 @@ factor of low rank plus a diagonal; `map`: a point; `amortised`: the encoder's n
 initial states, independent normals over the rest."""
 
 GUIDES: tuple[GuideName, ...] = ("full_rank", "mean_field", "low_rank", "map", "amortised")
-
-INITIAL_SITES = ("initial_position", "initial_velocity")
-"""Sites that the amortised guide infers by its encoder."""
 
 
 def make_guide(
@@ -149,12 +146,13 @@ class AmortisedGuide(PyroModule):
     trajectories need no new fit: call the guide on them.
 
     Args:
-        model: a Pyro model with sites `initial_position` and `initial_velocity` under a
-            plate `trajectory`.
+        model: a Pyro model with the encoder's sites under a plate `trajectory`: `initial_position` and
+            `initial_velocity` if it says nothing else.
         data: sets the number of channels and their typical sizes.
         initial_values: constrained starting values of the other sites.
         init_scale: their starting standard deviation.
-        encoder: another recognition network with the same call.
+        encoder: another recognition network. Called on the data it returns an object whose method
+            `sample_sites` samples the sites that its attribute `sites` names.
     """
 
     def __init__(
@@ -172,7 +170,8 @@ class AmortisedGuide(PyroModule):
         self.encoder = encoder or WindowEncoder(
             data.num_channels, data.dim, channel_index=data.channel_index, scale=scale
         ).to(dtype=data.values.dtype, device=data.values.device)
-        rest = poutine.block(model, hide=list(INITIAL_SITES))
+        sites: Sequence[str] = getattr(self.encoder, "sites", INITIAL_SITES)
+        rest = poutine.block(model, hide=list(sites))
         trace = poutine.block(poutine.trace(rest).get_trace)(data)
         self.has_rest = any(
             site["type"] == "sample"
@@ -192,15 +191,10 @@ class AmortisedGuide(PyroModule):
 
     def forward(self, data: Trajectories) -> dict[str, Tensor]:
         """Sample every latent site of the model given `data`."""
-        posterior: InitialPosterior = self.encoder(data)
-        (q_loc, v_loc), (q_scale, v_scale) = posterior.loc.chunk(2, -1), posterior.scale.chunk(2, -1)
-        position, velocity = INITIAL_SITES
+        posterior = self.encoder(data)
         self._plates = [pyro.plate("trajectory", data.num_trajectories, dim=-1)]
         with self._plates[0]:
-            q = pyro.sample(position, Normal(q_loc, q_scale).to_event(1))
-            v_loc = v_loc + posterior.coupling * (q - q_loc)
-            v = pyro.sample(velocity, Normal(v_loc, v_scale).to_event(1))
-        samples = {position: q, velocity: v}
+            samples = posterior.sample_sites()
         return {**samples, **self.rest(data)} if self.has_rest else samples
 
 

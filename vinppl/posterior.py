@@ -35,6 +35,7 @@ __all__ = ["SITE_DIMS", "channel_attributes", "dataset_coords", "from_mcmc", "fr
 SITE_DIMS: dict[str, tuple[str, ...]] = {
     "initial_position": ("coordinate",),
     "initial_velocity": ("coordinate",),
+    "position": ("time", "latent"),
     "noise_scale": ("channel",),
     "noise_population": ("channel",),
     "noise_deviation": ("channel",),

@@ -5,7 +5,7 @@ log.jsonl      one JSON object per line: progress and events
 checkpoint/    what a resumed run needs
 result.nc      the posterior, for ArviZ
 forecast.nc    forecasts, with the same posterior
-*.png          figures
+*.png, *.gif   figures and films
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RunFolder:
             file.write(line + "\n")
 
     def _clear(self) -> None:
-        for pattern in ("*.nc", "*.png", "*.csv", "log.jsonl", "checkpoint/**/*.pt"):
+        for pattern in ("*.nc", "*.png", "*.gif", "*.csv", "log.jsonl", "checkpoint/**/*.pt"):
             for file in self.path.glob(pattern):
                 file.unlink()
 

@@ -348,7 +348,7 @@ def forecast_scores(
     horizon = arrays.times - arrays.forecast_start[:, None]
     horizon = np.broadcast_to(horizon[..., None], arrays.measured.shape)
     held_out = ~np.isnan(arrays.measured) & ~arrays.in_sample[..., None]
-    bins = _edges(horizon[held_out], num_bins, edges)
+    bins = horizon_edges(horizon[held_out], num_bins, edges)
     held_out &= (horizon >= bins[0]) & (horizon <= bins[-1])
     x, y, t = arrays.obs[:, held_out], arrays.measured[held_out], horizon[held_out]
     channel = np.nonzero(held_out)[-1]
@@ -378,7 +378,8 @@ def forecast_scores(
     return pd.DataFrame([*rows, row("all", bins[0], bins[-1], np.ones(len(y), dtype=bool))])
 
 
-def _edges(horizons: Array, num_bins: int, edges: Sequence[float] | None) -> Array:
+def horizon_edges(horizons: Array, num_bins: int, edges: Sequence[float] | None) -> Array:
+    """Return the edges of bins of horizons: those given, or equal ones up to the last horizon."""
     if edges is not None:
         bins = np.asarray(edges, dtype=np.float64)
         increasing = bins.ndim == 1 and len(bins) >= 2 and bool(np.all(np.diff(bins) > 0))

@@ -1,24 +1,36 @@
-"""Networks between pictures and mechanics: decoders of positions, and the encoder of a clip's beginning."""
+"""Networks between pictures and mechanics: decoders of positions, encoders of frames and of clips."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+import pyro
 import torch
+from pyro.distributions import Normal
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vinppl._checks import require, require_choice
-from vinppl.encoders import INITIAL_SPREAD, InitialPosterior
+from vinppl.distributions import WrappedNormal
+from vinppl.encoders import INITIAL_SITES, INITIAL_SPREAD, InitialPosterior
 from vinppl.manifolds import Manifold
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["ClipEncoder", "FrameDecoder", "FrameEncoder", "NetworkName", "coordinates_of", "sample_times"]
+__all__ = [
+    "ClipEncoder",
+    "FrameDecoder",
+    "FrameEncoder",
+    "NetworkName",
+    "PositionEncoder",
+    "PositionPosterior",
+    "coordinates_of",
+    "sample_times",
+]
 
 NetworkName = Literal["mlp", "conv"]
 """`mlp`: layers of rectified units, as in the paper; `conv`: two (transposed) convolutions of stride two."""
@@ -150,6 +162,8 @@ class ClipEncoder(nn.Module):
         recurrent_size: width of the LSTM.
     """
 
+    sites: ClassVar[tuple[str, ...]] = INITIAL_SITES
+
     def __init__(
         self,
         image_shape: tuple[int, int],
@@ -232,6 +246,78 @@ class ClipEncoder(nn.Module):
 
 CORRECTION = 0.2
 """Unit of the corrections, as a share of a state's size."""
+
+
+class PositionPosterior(NamedTuple):
+    """Independent normals over the position of every frame, wound round the circle where it is an angle.
+
+    Attributes:
+        loc: means, shape `(clip, time, dim)`.
+        scale: standard deviations, same shape.
+        circle: whether the coordinates are angles, in radians.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    circle: bool
+
+    def sample_sites(self) -> dict[str, Tensor]:
+        """Sample the site `position`, inside of the plate of the clips."""
+        family = WrappedNormal if self.circle else Normal
+        return {"position": pyro.sample("position", family(self.loc, self.scale).to_event(2))}
+
+
+class PositionEncoder(nn.Module):
+    """Infer the position of every frame from that frame alone: the encoder of a variational autoencoder.
+
+    The mean of an angle is that of two outputs, its sine and cosine up to their length, by the arc
+    tangent (Falorsi et al. 2018). A frame that was not seen, or not all of it, gets the prior.
+
+    Args:
+        image_shape: height and width.
+        manifold: of the positions, all lines or all circles.
+        network: see `NetworkName`.
+        hidden_sizes: see `FrameEncoder`.
+
+    Raises:
+        ValueError: if lines and circles are mixed, or as for `FrameEncoder`.
+
+    References:
+        Falorsi, de Haan, Davidson, De Cao, Weiler, Forre, Cohen: Explorations in homeomorphic
+        variational auto-encoding. arXiv 1807.04689 (2018).
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("position",)
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int],
+        manifold: Manifold,
+        *,
+        network: NetworkName = "mlp",
+        hidden_sizes: Sequence[int] = (256, 256),
+    ) -> None:
+        super().__init__()
+        require(len(set(manifold.periodic)) == 1, "all coordinates must be angles, or none", manifold)
+        self.manifold = manifold
+        self.frame = FrameEncoder(
+            image_shape, manifold.num_features + manifold.dim, network=network, hidden_sizes=hidden_sizes
+        )
+
+    def forward(self, data: Trajectories) -> PositionPosterior:
+        """Return the normals over the positions of all frames."""
+        seen = data.mask.all(-1, keepdim=True)
+        outputs = self.frame(torch.where(seen, data.values, 0.0))
+        features, log_scale = outputs.split([self.manifold.num_features, self.manifold.dim], dim=-1)
+        loc = torch.where(seen, coordinates_of(features, self.manifold), 0.0)
+        circle = self.manifold.any_periodic
+        scale = FRAME_SPREAD * softplus(log_scale) / math.log(2)
+        # A wrapped normal of standard deviation 2 pi is uniform to 1e-9.
+        return PositionPosterior(loc, torch.where(seen, scale, 2 * math.pi if circle else 1.0), circle)
+
+
+FRAME_SPREAD = 0.3
+"""First standard deviation of a frame's position. Begun at the prior's, it hides what a frame shows."""
 
 
 def sample_times(data: Trajectories, count: int) -> Tensor:
