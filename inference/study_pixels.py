@@ -9,14 +9,14 @@ at 10 Hz, 6 s to train on. A forecast knows the first 10 frames of a film. Proto
 
 - `paper`: trained on one film, forecast of that film, as in Table 1;
 - `unseen1`: trained on one film, forecast of 20 others;
-- `unseen10`: trained on ten films, forecast of 20 others (and, as `seen10`, of the ten).
+- `unseen10`: trained on ten films, forecast of 20 others.
 
 Forecasts: `mean`, the path from the posterior mean of the initial state, as in the paper; `posterior`, the
 whole posterior with the chance that the model has ceased to hold. `constant` is the mean frame of the
 training, which no forecast should be worse than.
 
-Writes OUT/table1.csv, the paper's Figures 7 and 8, and a file for every finished trial, from which a run
-that was stopped goes on.
+Writes OUT/table1.csv, OUT/examples.csv, the paper's Figures 5 to 8 drawn from that, and a file for every
+finished trial, from which a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from vinppl import scores
 from vinppl.cli import run_script
 from vinppl.data import Trajectories
 from vinppl.film_forecast import FilmForecast, background_of, forecast_films
+from vinppl.film_plots import plot_latent_space
 from vinppl.fit import SVIOptions, fit_svi
-from vinppl.latents import circular_correlation, log_volume_change, straightening, symetric
-from vinppl.models import PixelFree, PixelFreeConfig, PixelVIN, PixelVINConfig
+from vinppl.latents import align, circular_correlation, log_volume_change, straightening, symetric
+from vinppl.models import PixelFree, PixelFreeConfig, PixelVAE, PixelVAEConfig, PixelVIN, PixelVINConfig
 from vinppl.plotting import save_figure
 from vinppl.render import simulate_clips
 from vinppl.state import PhaseState, Trajectory
@@ -80,9 +81,10 @@ def main(config: Config) -> None:
     """Run what is missing, then write the table and draw the figures."""
     if config.quick:
         config = replace(config, num_seeds=1)
-    unknown = sorted(set(config.models) - set(MODELS))
+    known = [*MODELS, *EMBEDDINGS]
+    unknown = sorted(set(config.models) - set(known))
     if unknown:
-        raise ValueError(f"models must be among {', '.join(MODELS)}; got {', '.join(unknown)}")
+        raise ValueError(f"models must be among {', '.join(known)}; got {', '.join(unknown)}")
     results = run_trials(
         trial,
         trials(config),
@@ -95,11 +97,12 @@ def main(config: Config) -> None:
     rows = table(results)
     if rows.empty:
         raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
-    examples = rows[rows["protocol"] == EXAMPLE]
-    frame = rows[rows["protocol"] != EXAMPLE][COLUMNS]
+    examples = rows[rows["protocol"] == EXAMPLE].reindex(columns=EXAMPLE_COLUMNS)
+    frame = rows[rows["protocol"] != EXAMPLE].reindex(columns=COLUMNS)
     command = f"python inference/study_pixels.py {' '.join(sys.argv[1:])}"
     path = config.out / "table1.csv"
     write_table(frame, path, command=command, seeds=range(config.num_seeds))
+    write_table(examples, config.out / "examples.csv", command=command, seeds=[0])
     for name, figure in figures(examples).items():
         save_figure(figure, config.out / f"{name}.png")
     print(summary(frame).to_string(float_format="%.3g"))
@@ -108,16 +111,21 @@ def main(config: Config) -> None:
 
 def trials(config: Config) -> list[Trial]:
     """Return all trials, seed by seed, so that a stopped study is still paired; what the paper asks first."""
-    found: dict[bool, list[Trial]] = {False: [], True: []}
-    for seed in range(config.num_seeds):
-        for name in config.models or MODELS:
-            for system_name in MODELS[name].systems:
-                for num_films in (1,) if config.quick and name != "vin_so2" else (1, 10):
-                    arguments = {"model": name, "system_name": system_name, "num_films": num_films}
-                    arguments |= {"seed": seed, "quick": config.quick}
-                    trial = Trial(f"{system_name}-{num_films}-{name}-{seed}", arguments)
-                    found[num_films > 1 and name in RIVALS].append(trial)
-    return found[False] + found[True]
+    names = config.models or [*MODELS, *EMBEDDINGS]
+    found = []
+    for num_films in (1, 10):
+        for seed in range(config.num_seeds):
+            for name, kind in MODELS.items():
+                if name in names and num_films in kind.num_films:
+                    for system_name in kind.systems:
+                        arguments = {"model": name, "system_name": system_name, "num_films": num_films}
+                        arguments |= {"seed": seed, "quick": config.quick}
+                        found.append(Trial(f"{system_name}-{num_films}-{name}-{seed}", arguments))
+    for name in EMBEDDINGS:
+        if name in names:
+            arguments = {"model": name, "system_name": "pendulum", "num_films": 1, "seed": 0}
+            found.append(Trial(f"embedding-{name}", arguments | {"quick": config.quick}))
+    return found
 
 
 # One trial
@@ -126,6 +134,8 @@ def trials(config: Config) -> list[Trial]:
 def trial(model: str, system_name: str, num_films: int, seed: int, quick: bool) -> list[dict[str, Any]]:
     """Fit one model to some films, forecast them and others, and return the rows of the table."""
     torch.set_default_dtype(torch.float32)
+    if model in EMBEDDINGS:
+        return list(embedding(model, quick))
     frames = CONTEXT + 20 if quick else LONGEST + 1
     long, path = simulate_clips(system_name, num_clips=num_films, num_times=frames, seed=seed)
     test, test_path = simulate_clips(
@@ -164,16 +174,18 @@ def trial(model: str, system_name: str, num_films: int, seed: int, quick: bool) 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seen, unseen = run(long, data.num_times), run(test)
+        seen, unseen = run(long if num_films == 1 else data, data.num_times), run(test)
     trained = slice(0, data.num_times)
     straighten = straightening(seen.point[:, trained, 0], path.q[:, trained, 0], circle=fitted.is_angle)
-    own, others = ("paper", "unseen1") if num_films == 1 else ("seen10", "unseen10")
+    protocols = [("unseen10", test, unseen, test_path)]
+    if num_films == 1:
+        protocols = [("paper", long, seen, path), ("unseen1", test, unseen, test_path)]
     rows = []
-    for protocol, films, found, truth in ((own, long, seen, path), (others, test, unseen, test_path)):
+    for protocol, films, found, truth in protocols:
         known = {**common, "protocol": protocol}
         rows += [known | row for row in score(fitted, found, films, truth, straighten)]
-    if seed == 0:
-        rows += [{**common, "protocol": EXAMPLE, **row} for row in example(own, long, path, seen)]
+    if seed == 0 and num_films == 1:
+        rows += [{**common, "protocol": EXAMPLE, **row} for row in example(long, path, seen)]
     return rows
 
 
@@ -332,10 +344,8 @@ def quality(latent: Tensor, truth: Tensor) -> float | None:
     return found.deviation if found.r2 >= 0.9 else None
 
 
-def example(protocol: str, films: Trajectories, path: Any, found: FilmForecast) -> Iterator[dict[str, Any]]:
+def example(films: Trajectories, path: Any, found: FilmForecast) -> Iterator[dict[str, Any]]:
     """Yield the latent path of the first film and its frames at the shown horizons, for the figures."""
-    if protocol != "paper":
-        return
     for t in range(films.num_times):
         q, v = found.point[0, t].tolist()
         yield {"kind": "path", "horizon_s": t * STEP, "q": q, "v": v, "truth": float(path.q[0, t, 0])}
@@ -348,6 +358,50 @@ def example(protocol: str, films: Trajectories, path: Any, found: FilmForecast) 
         for kind, frame in (("film", films.values[0, t]), ("forecast", levels[t]), ("deviation", spread[t])):
             shades = (255 * frame).round().to(torch.uint8).numpy().tobytes().hex()
             yield {"kind": kind, "horizon_s": horizon, "frame": shades}
+
+
+# Embeddings: the paper's Figure 5
+
+
+def embedding(model: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the latent state of each frame of a film of which the first 4 s were trained on."""
+    film, path = simulate_clips("pendulum", num_clips=1, num_times=EMBEDDED + CONTEXT - 1, seed=0)
+    data = film.first(EMBEDDED_TRAINED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        states = EMBEDDINGS[model](data, film, quick)
+    known = {"protocol": EXAMPLE, "model": model, "system": "pendulum", "kind": "embedding"}
+    for t in range(EMBEDDED):
+        values = dict(zip(("q", "v"), states[t].tolist(), strict=False))
+        truth = {"truth": float(path.q[0, t, 0]), "truth_v": float(path.v[0, t, 0])}
+        yield {**known, "horizon_s": t * STEP, **values, **truth}
+
+
+def read_by_clips(fit: Callable[[Trajectories, int, bool], Fitted]) -> Callable[..., Tensor]:
+    """Return a training whose guide then reads the state of every frame from the ten that begin with it."""
+
+    def run(data: Trajectories, film: Trajectories, quick: bool) -> Tensor:
+        fitted = fit(data, 0, quick)
+        with torch.no_grad():
+            states: Tensor = fitted.guide.encoder(film.windows(CONTEXT)).loc
+        return states
+
+    return run
+
+
+def read_by_frames(**options: Any) -> Callable[..., Tensor]:
+    """Return the training of an autoencoder without dynamics, which reads every frame by itself."""
+
+    def run(data: Trajectories, film: Trajectories, quick: bool) -> Tensor:
+        pyro.clear_param_store()
+        model = PixelVAE(data, PixelVAEConfig(**options))
+        steps = SVIOptions(num_steps=5 if quick else 3000, learning_rate=1e-3, num_particles=4, patience=0)
+        fitted = fit_svi(model, data, steps)
+        with torch.no_grad():
+            positions: Tensor = fitted.guide.encoder(film).loc[0]
+        return positions
+
+    return run
 
 
 # Tables and figures
@@ -365,34 +419,65 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(examples: pd.DataFrame) -> dict[str, Any]:
-    """Return the latent phase portraits and the frames of the paper's Figures 7 and 8."""
+    """Return the embeddings, phase portraits and frames of the paper's Figures 5 to 8."""
     drawn = {}
-    for name, part in examples.groupby("system"):
+    embedded = examples[examples["kind"] == "embedding"]
+    if not embedded.empty:
+        drawn["embeddings"] = plot_embeddings(embedded)
+    for name, part in examples[examples["kind"] != "embedding"].groupby("system"):
         titles = {model: TITLES[model] for model in TITLES if model in set(part["model"])}
         drawn[f"portraits_{name}"] = plot_phase_portraits(part[part["kind"] == "path"], titles)
         drawn[f"films_{name}"] = plot_films(part[part["kind"] != "path"], titles)
     return drawn
 
 
+def plot_embeddings(frame: pd.DataFrame) -> Any:
+    """Plot latent states against the true angle, as the paper's Figure 5."""
+    by_model = {name: part.sort_values("horizon_s") for name, part in frame.groupby("model")}
+    truth = next(iter(by_model.values()))[["truth", "truth_v"]].to_numpy()
+    panels = {}
+    for name, title in EMBEDDING_TITLES.items():
+        if name in by_model:
+            states = by_model[name][["q", "v"]].to_numpy()
+            panels[title] = states[:, :1] if name in ("lg_vae", "vin_so2_4s") else states
+    if "vin_so2_4s" in by_model:
+        states = by_model["vin_so2_4s"][["q", "v"]].to_numpy()
+        found = align(states[:, 0], truth[:, 0], circle=True)
+        panels["VIN-SO(2), phase space"] = np.stack([found.values, found.scale * states[:, 1]], axis=-1)
+    panels["truth"] = truth
+    circles = [EMBEDDING_TITLES[name] for name in ("lg_vae", "vin_so2_4s")]
+    return plot_latent_space(panels, truth[:, 0], num_train=EMBEDDED_TRAINED, circles=circles)
+
+
 class Kind(NamedTuple):
-    """A model of the study: how it is trained, and on films of which systems."""
+    """A model of the study: how it is trained, on films of which systems, and on how many."""
 
     fit: Callable[[Trajectories, int, bool], Fitted]
     systems: tuple[str, ...]
+    num_films: tuple[int, ...]
 
 
 MODELS: dict[str, Kind] = {
-    "vin_so2": Kind(vin("so2"), ("pendulum",)),
-    "vin_vv": Kind(vin("velocity_verlet"), ("pendulum",)),
-    "vin_sv": Kind(vin("stormer_verlet"), ("mass_spring",)),
-    "res_rnn": Kind(free("residual"), ("pendulum", "mass_spring")),
+    "vin_so2": Kind(vin("so2"), ("pendulum",), (1, 10)),
+    "vin_vv": Kind(vin("velocity_verlet"), ("pendulum",), (1,)),
+    "vin_sv": Kind(vin("stormer_verlet"), ("mass_spring",), (1, 10)),
+    "res_rnn": Kind(free("residual"), ("pendulum", "mass_spring"), (1,)),
 }
 """Every model of the study by its name."""
 
-RIVALS = ("vin_vv", "res_rnn")
-"""Models whose fits of ten films are for comparison only."""
-
 TITLES = {"vin_so2": "VIN-SO(2)", "vin_vv": "VIN-VV", "vin_sv": "VIN-SV", "res_rnn": "ResRNN"}
+
+EMBEDDED_TRAINED, EMBEDDED = 40, 120  # frames, as in the paper's Figure 5
+
+EMBEDDINGS: dict[str, Callable[..., Tensor]] = {
+    "vae": read_by_frames(dim=2),
+    "dvae": read_by_clips(free("feed_forward")),
+    "lg_vae": read_by_frames(circle=True),
+    "vin_so2_4s": read_by_clips(vin("so2")),
+}
+"""Models whose latent spaces are shown, in the order of the paper's Figure 5."""
+
+EMBEDDING_TITLES = {"vae": "VAE", "dvae": "DVAE", "lg_vae": "LG-VAE", "vin_so2_4s": "VIN-SO(2)"}
 
 COLUMNS = [
     "system",
@@ -412,6 +497,8 @@ COLUMNS = [
     "train_seconds",
     "steps",
 ]
+
+EXAMPLE_COLUMNS = ["system", "model", "kind", "horizon_s", "q", "v", "truth", "truth_v", "frame"]
 
 NUM_STEPS = 100
 """Steps of stochastic variational inference, after those of the start."""

@@ -39,7 +39,7 @@ from vinppl.draws import seeded
 from vinppl.emissions import LikelihoodName, make_pixel_emission
 from vinppl.fit import fit_motion
 from vinppl.manifolds import Euclidean
-from vinppl.pretraining import embedded_motion, pretrain_baseline, teach_frames
+from vinppl.pretraining import embedded_motion, pretrain_baseline, teach_decoder, teach_encoder
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
 from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
@@ -190,12 +190,6 @@ class PixelFree(PyroModule):
         positions = embedded_motion(data, self.manifold)
         pretrain_baseline(self.dynamics, positions)
         path = fit_motion(self.dynamics, positions)
-        parameters = [*self.decoder.parameters(), *encoder.parameters()]
-        teach_frames(
-            self.logits,
-            encoder,
-            parameters,
-            data,
-            path,
-            num_steps=self.config.num_taught,
-        )
+        steps = self.config.num_taught
+        teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
+        teach_encoder(encoder, data, path, num_steps=steps)

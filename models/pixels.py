@@ -48,7 +48,7 @@ from vinppl.fit import fit_motion
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
 from vinppl.potentials import NeuralPotential
-from vinppl.pretraining import embedded_motion, pretrain_potential, teach_frames
+from vinppl.pretraining import embedded_motion, pretrain_potential, teach_decoder, teach_encoder
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
 from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
@@ -212,12 +212,6 @@ class PixelVIN(PyroModule):
         positions = embedded_motion(data, self.manifold)
         pretrain_potential(self.vin.potential, positions)
         path = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
-        parameters = [*self.decoder.parameters(), *encoder.parameters()]
-        teach_frames(
-            self.logits,
-            encoder,
-            parameters,
-            data,
-            path,
-            num_steps=self.config.num_taught,
-        )
+        steps = self.config.num_taught
+        teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
+        teach_encoder(encoder, data, path, num_steps=steps)

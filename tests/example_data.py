@@ -1,9 +1,12 @@
-"""Small data sets that several tests fit, and a small forecast of films."""
+"""Small data sets that several tests fit, a small forecast of films, and scripts as modules."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,3 +123,15 @@ def film_forecast(num_draws: int = 20, num_times: int = 40, num_fitted: int = 10
         units={"time": "s", "times": "s"},
         attrs={"image_shape": json.dumps([8, 8])},
     )
+
+
+def load_script(name: str) -> Any:
+    """Return a script of `inference/` as a module, to test its parts."""
+    path = Path(__file__).resolve().parents[1] / "inference" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -90,14 +90,10 @@ def test_a_forecast_finds_the_states_that_the_guide_gets_wrong(films: Trajectori
         assert float(error.mean()) < 0.5 * float(still.mean())
 
 
-def test_films_that_were_trained_on_are_forecast_from_what_the_guide_reads(films: Trajectories) -> None:
+def test_within_the_frames_of_its_training_a_model_holds(films: Trajectories) -> None:
     found = forecast_films(
-        Lamps(), a_guide(0.1), films, background=background_of(films), num_explained=60.0, num_fitted=30
+        Lamps(), a_guide(), films, background=background_of(films), num_explained=60.0, num_fitted=30
     )
-    start = found.states[:, :, 0]
-    torch.testing.assert_close(start.mean(0), TRUE + 0.1, atol=0.02, rtol=0)
-    torch.testing.assert_close(start.std(0), torch.full_like(TRUE, 0.05), atol=0.02, rtol=0)
-    torch.testing.assert_close(found.point[:, 0], TRUE + 0.1)
     torch.testing.assert_close(found.holds[..., :30], torch.ones(100, 2, 30, dtype=torch.float64))
     assert float(found.holds[..., -1].max()) == pytest.approx(61 / 71)
 

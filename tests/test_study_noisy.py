@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[1] / "inference" / "study_noisy.py"
+from example_data import load_script
 
 
 @pytest.fixture(scope="module")
 def study() -> Any:
-    spec = importlib.util.spec_from_file_location("study_noisy", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_noisy"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("study_noisy")
 
 
 def rows(model: str, scores: list[float], seeds: range = range(3), start: str = "inferred") -> pd.DataFrame:

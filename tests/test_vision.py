@@ -13,7 +13,7 @@ from vinppl.data import Trajectories
 from vinppl.draws import seeded
 from vinppl.manifolds import Circle, Euclidean, Manifold
 from vinppl.models import PixelVIN, PixelVINConfig
-from vinppl.pretraining import teach_frames
+from vinppl.pretraining import teach_decoder, teach_encoder
 from vinppl.render import simulate_clips
 from vinppl.vision import ClipEncoder, FrameDecoder, FrameEncoder, coordinates_of
 
@@ -163,10 +163,11 @@ def test_a_taught_encoder_reads_the_first_frames_and_knows_its_error() -> None:
     data, path = simulate_clips("mass_spring", num_clips=4, num_times=40, size=12)
     model = PixelVIN(data, PixelVINConfig(integrator="velocity_verlet", hidden_sizes=(32,)))
     encoder = model.make_encoder(data)
-    parameters = [*model.decoder.parameters(), *encoder.parameters()]
+    parameters = list(model.decoder.parameters())
     with seeded(0):
-        first = teach_frames(model.logits, encoder, parameters, data, path, num_steps=2)
-        last = teach_frames(model.logits, encoder, parameters, data, path, num_steps=500)
+        first = teach_decoder(model.logits, parameters, data, path, num_steps=2)
+        last = teach_decoder(model.logits, parameters, data, path, num_steps=300)
+        teach_encoder(encoder, data, path, num_steps=300)
     assert last < 0.3 * first
     found = encoder(data)
     error = found.loc - torch.cat([path.q, path.v], dim=-1)[:, 0]

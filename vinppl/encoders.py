@@ -42,11 +42,6 @@ class InitialPosterior(NamedTuple):
         lower = torch.cat([(slope * q_scale).diag_embed(), v_scale.diag_embed()], dim=-1)
         return torch.cat([upper, lower], dim=-2)
 
-    def sample(self, count: int) -> Tensor:
-        """Return draws of (q, v), shape `(count, trajectories, 2 dim)`."""
-        noise = torch.randn(count, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + (self.factor @ noise.unsqueeze(-1)).squeeze(-1)
-
     def sample_sites(self) -> dict[str, Tensor]:
         """Sample the sites of the initial state, inside of the plate of the trajectories."""
         (q_loc, v_loc), (q_scale, v_scale) = self.loc.chunk(2, -1), self.scale.chunk(2, -1)

@@ -16,7 +16,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vinppl._checks import require
 from vinppl.assimilation import assimilate
-from vinppl.draws import seeded
 from vinppl.frame_scores import FilmArrays
 from vinppl.lapses import survival
 from vinppl.posterior import dataset_coords
@@ -152,9 +151,8 @@ def forecast_films(
 ) -> FilmForecast:
     """Infer the initial states of films from their first frames and run the model over all their times.
 
-    The guide's reading of new films is where importance sampling begins (see `vinppl.assimilate`), so that
-    what the encoder gets wrong does not stay. Films that the model was fitted to have had their say on the
-    guide already: its posterior is taken as it is.
+    The guide's reading of those frames is where importance sampling begins (see `vinppl.assimilate`), so that
+    what the encoder gets wrong does not stay.
 
     Args:
         model: a fitted model of black and white films, with initial states as its only latent sites.
@@ -162,7 +160,8 @@ def forecast_films(
         films: clips whose first frames are known; of the others only the times are looked at.
         background: probability of white for each pixel where the model does not hold, `(pixel,)`.
         num_explained: frames that the model was fitted to.
-        num_fitted: the first frames of these very films that are among them; 0 for new films.
+        num_fitted: the first frames of these very films that are among them, where the model cannot lapse; 0
+            for new films.
         num_context: first frames to infer from.
         num_draws: posterior draws of each clip.
         num_proposals: see `assimilate`.
@@ -173,19 +172,12 @@ def forecast_films(
     """
     require(1 <= num_context <= films.num_times, "num_context must be within the films", num_context)
     begin = films.first(num_context)
-    if num_fitted:
-        with seeded(seed), torch.no_grad():
-            posterior = guide.encoder(begin)
-            drawn, mean = posterior.sample(num_draws), posterior.loc
-        sizes = drawn.new_full((films.num_trajectories,), num_draws)
-    else:
-        found = assimilate(
-            model, {}, begin, num_draws=num_draws, num_proposals=num_proposals, seed=seed, guide=guide
-        )
-        drawn, mean, sizes = found.states, found.states.mean(0), found.effective_sizes
+    found = assimilate(
+        model, {}, begin, num_draws=num_draws, num_proposals=num_proposals, seed=seed, guide=guide
+    )
     # In a handler a step without a solution makes a path NaN from there on; the model has lapsed then.
     with torch.no_grad(), poutine.block():
-        initial = torch.cat([drawn, mean.unsqueeze(0)])
+        initial = torch.cat([found.states, found.states.mean(0, keepdim=True)])
         path = model.run(PhaseState(*initial.chunk(2, dim=-1)), films)
         paths = torch.cat([path.q, path.v], dim=-1)
         states, point = paths[:-1], paths[-1]
@@ -193,7 +185,7 @@ def forecast_films(
     ratio = _log_prob(logits, begin.values) - _log_prob(background.logit(), begin.values)
     holds = survival(ratio, num_times=films.num_times, num_explained=num_explained, num_fitted=num_fitted)
     holds = torch.where(states.isfinite().all(-1), holds, 0.0)
-    return FilmForecast(model, states, point, holds, background, sizes)
+    return FilmForecast(model, states, point, holds, background, found.effective_sizes)
 
 
 def background_of(films: Trajectories) -> Tensor:

@@ -32,7 +32,8 @@ __all__ = [
     "pretrain_baseline",
     "pretrain_potential",
     "regress_weights",
-    "teach_frames",
+    "teach_decoder",
+    "teach_encoder",
 ]
 
 
@@ -115,35 +116,63 @@ def embedded_motion(data: Trajectories, manifold: Manifold) -> Trajectories:
     return Trajectories.from_arrays(data.times.cpu(), torch.from_numpy(values).to(data.values))
 
 
-def teach_frames(
+def teach_decoder(
     decode: Callable[[Tensor, Tensor], Tensor],
-    encoder: ClipEncoder,
     parameters: Sequence[Tensor],
     data: Trajectories,
     path: Trajectory,
     *,
-    num_steps: int = 1500,
+    num_steps: int = 3000,
     batch_size: int = 60,
     learning_rate: float = 5e-3,
 ) -> float:
-    """Teach a decoder and an encoder of clips which state belongs to which frame.
-
-    A step looks at stretches of three times what the encoder reads: all its readings share their frames.
+    """Teach a decoder which frame belongs to which state.
 
     Args:
         decode: from positions and velocities, each `(*batch, dim)`, to logits `(*batch, num_pixels)`.
+        parameters: of the decoder; changed in place.
+        data: clips.
+        path: the states at their times.
+        num_steps: Adam steps.
+        batch_size: frames in each.
+        learning_rate: of Adam, decaying to zero.
+
+    Returns:
+        The last cross entropy of a frame, in nats.
+    """
+    seen = data.mask.all(-1)
+    pixels, q, v = data.values[seen], path.q.detach()[seen], path.v.detach()[seen]
+
+    def misfit() -> Tensor:
+        chosen = torch.randint(len(q), (batch_size,), device=q.device)
+        near = q[chosen] + POSITION_SCATTER * torch.randn_like(q[chosen])
+        return binary_cross_entropy_with_logits(decode(near, v[chosen]), pixels[chosen])
+
+    losses = descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)
+    return losses[-1] * data.num_channels
+
+
+def teach_encoder(
+    encoder: ClipEncoder,
+    data: Trajectories,
+    path: Trajectory,
+    *,
+    num_steps: int = 3000,
+    batch_size: int = 60,
+    learning_rate: float = 2e-3,
+) -> None:
+    """Teach an encoder of clips to read states off frames, and how far off it reads them.
+
+    A step looks at stretches of three times what the encoder reads: all its readings share their frames.
+    In the end its standard deviations are set to the errors that are left (their median, as of a normal).
+
+    Args:
         encoder: of the beginnings of clips; changed in place.
-        parameters: of both; changed in place.
         data: clips.
         path: the states at their times.
         num_steps: Adam steps.
         batch_size: frames in each, about.
         learning_rate: of Adam, decaying to zero.
-
-    The encoder's standard deviations are set to the errors that are left (their median, as of a normal).
-
-    Returns:
-        The last cross entropy of a frame, in nats.
     """
     manifold, dim = encoder.manifold, encoder.manifold.dim
     read = min(encoder.num_frames, data.num_times)
@@ -152,40 +181,31 @@ def teach_frames(
     q, v = path.q.detach(), path.v.detach()
     spread = torch.cat([q, v], dim=-1).square().mean((0, 1)).sqrt().clamp_min(1e-6)
     seen, latest = data.mask.all(-1), (data.lengths - length).clamp_min(0)
-    misfits = []
+
+    def errors(place: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return those of the features of frames and of the initial states of all stretches of `read`."""
+        there, codes = seen[place], encoder.codes(data.values[place])
+        in_features = (codes[..., : manifold.num_features] - manifold.features(q[place]))[there]
+        pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], there))
+        inferred = encoder.read(codes.unfold(1, read, 1).movedim(-1, 2).flatten(0, 1), *pieces).loc
+        first = there.shape[1] - read + 1
+        states = torch.cat([q[place], v[place]], dim=-1)[:, :first].flatten(0, 1)
+        in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
+        return in_features, torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
 
     def misfit() -> Tensor:
         clip = torch.randint(data.num_trajectories, (count, 1), device=q.device)
         # The first and last stretches come as often as their frames would at other places.
         start = torch.rand(count, 1, device=q.device) * (latest[clip] + length) - 0.5 * length
         start = start.round().long().clamp_min(0).minimum(latest[clip])
-        place = clip, start + torch.arange(length, device=q.device)
-        there, pixels, qs, vs = seen[place], data.values[place], q[place], v[place]
-        near = qs + POSITION_SCATTER * torch.randn_like(qs)
-        logits = decode(near, vs)[there]
-        in_frames = binary_cross_entropy_with_logits(logits, pixels[there])
-        misfits.append(float(in_frames.detach()) * data.num_channels)
-        codes = encoder.codes(pixels)
-        features = codes[there][..., : manifold.num_features]
-        in_features = (features - manifold.features(qs)[there]).square().mean()
-        error = reading_error(codes, place)
-        return in_frames + in_features + 0.1 * (error / spread).square().mean()
+        in_features, in_states = errors((clip, start + torch.arange(length, device=q.device)))
+        return in_features.square().mean() + (in_states / spread).square().mean()
 
-    def reading_error(codes: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the errors of the initial states of all stretches of `read` frames, `(count, 2 dim)`."""
-        pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], seen[place]))
-        inferred = encoder.read(codes.unfold(1, read, 1).movedim(-1, 2).flatten(0, 1), *pieces).loc
-        first = q[place].shape[1] - read + 1
-        states = torch.cat([q[place], v[place]], dim=-1)[:, :first].flatten(0, 1)
-        in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
-        return torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
-
-    descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)
+    descend(list(encoder.parameters()), misfit, num_steps=num_steps, learning_rate=learning_rate)
     every = torch.arange(data.num_trajectories).unsqueeze(-1), torch.arange(data.num_times)
     with torch.no_grad():
-        error = reading_error(encoder.codes(data.values), every)
-        encoder.set_scale(error.abs().median(0).values / NORMAL_MEDIAN)
-    return misfits[-1]
+        _, in_states = errors(every)
+    encoder.set_scale(in_states.abs().median(0).values / NORMAL_MEDIAN)
 
 
 NORMAL_MEDIAN = 0.6745
