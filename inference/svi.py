@@ -12,11 +12,14 @@ A file without a header, with columns apart by spaces (the Schmidt and Lipson pe
         --columns.angle theta \\
         --set drag=[0.03,1.5] angle_offset=0.1 noise=ar1 velocity_gain=0.1 max_step_size=0.09
 
-A video of something that swings (`--video.size`, `--video.frame-rate` and others say how to read it):
+A video of something that swings (`--video.size`, `--video.frame-rate` and others say how to read it); then
+with damping, whose prior has this median and standard deviation of the logarithm:
 
-    python inference/svi.py --model PixelVIN --data clip.mp4 --out runs/clip --window 10 --final-window 40
+    python inference/svi.py --model PixelVIN --data clip.mp4 --out runs/clip
+    python inference/svi.py --model PixelVIN --data clip.mp4 --out runs/damped --set damping=[0.1,1.0]
 
-Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint.
+Writes OUT/result.nc (open it with arviz.from_netcdf), the log, the loss figure, and a checkpoint; of films
+also OUT/periods.csv, the posterior of every clip's period.
 Interrupted by Ctrl-C or killed, the same command resumes to the same numbers. Forecast with
 inference/forecast.py OUT.
 """
@@ -38,6 +41,7 @@ from vinppl.diagnostics import summary
 from vinppl.export import write_result
 from vinppl.fit import SVIOptions, SVIStep, fit_svi
 from vinppl.loading import build_model
+from vinppl.periods import period_lines, posterior_periods
 from vinppl.plotting import plot_losses, save_figure
 from vinppl.posterior import from_svi
 from vinppl.runs import RunFolder
@@ -74,6 +78,10 @@ class Config:
     overwrite: bool = False
 
 
+PERIOD_DRAWS = 200
+"""Draws at most that periods are computed from."""
+
+
 def main(config: Config) -> None:
     """Fit, and write the run folder."""
     train, _ = load_data(config.data, config.columns, config.select, config.video)
@@ -104,6 +112,11 @@ def main(config: Config) -> None:
     )
     ending = f"{'stopped early' if result.stopped_early else 'ran all steps'}, {result.seconds:.0f} s"
     print(summary(posterior).to_string(na_rep=""))
+    if train.image_shape is not None and hasattr(model, "run"):
+        draws = result.sample(min(config.num_draws, PERIOD_DRAWS), data=train, seed=svi.seed)
+        periods = posterior_periods(model, draws, train)
+        periods.to_csv(folder.path / "periods.csv", index=False)
+        print("\n".join(period_lines(periods)))
     print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending})")
     print(f"posterior: {folder.result}")
 

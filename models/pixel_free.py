@@ -39,7 +39,13 @@ from vinppl.draws import seeded
 from vinppl.emissions import LikelihoodName, make_pixel_emission
 from vinppl.fit import fit_motion
 from vinppl.manifolds import Euclidean
-from vinppl.pretraining import embedded_motion, pretrain_baseline, teach_decoder, teach_encoder
+from vinppl.pretraining import (
+    embedded_motion,
+    frame_scatter,
+    pretrain_baseline,
+    teach_decoder,
+    teach_encoder,
+)
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
 from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
@@ -121,6 +127,7 @@ class PixelFree(PyroModule):
         self.register_buffer("q_scale", torch.ones(data.dim))
         self.register_buffer("v_scale", torch.full((data.dim,), self.velocity_scale))
         self.to(data.values.dtype).to(data.values.device)
+        self.found: dict[str, Tensor] = {}
         self.eval()
 
     def _law(self, step: float) -> AbstractBaseline:
@@ -189,7 +196,13 @@ class PixelFree(PyroModule):
         """Start from the arc length along the curve of frames, as `PixelVIN` does."""
         positions = embedded_motion(data, self.manifold)
         pretrain_baseline(self.dynamics, positions)
-        path = fit_motion(self.dynamics, positions)
+        path, self.found = fit_motion(self.dynamics, positions)
         steps = self.config.num_taught
         teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
         teach_encoder(encoder, data, path, num_steps=steps)
+        if self.emission.grey is not None:
+            self.found = {**self.found, "noise_scale": frame_scatter(self.logits, data, path)}
+
+    def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
+        """Return what `pretrain` found of the sites that clips share; nothing before it ran."""
+        return dict(self.found)

@@ -48,7 +48,13 @@ from vinppl.fit import fit_motion
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
 from vinppl.potentials import NeuralPotential
-from vinppl.pretraining import embedded_motion, pretrain_potential, teach_decoder, teach_encoder
+from vinppl.pretraining import (
+    embedded_motion,
+    frame_scatter,
+    pretrain_potential,
+    teach_decoder,
+    teach_encoder,
+)
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
 from vinppl.vision import ClipEncoder, FrameDecoder, NetworkName, sample_times
@@ -154,6 +160,7 @@ class PixelVIN(PyroModule):
         self.emission = make_pixel_emission(config.likelihood, data.values, log_normal(*config.noise_scale))
         self.register_buffer("q_scale", torch.full((data.dim,), float(q_scale)))
         self.register_buffer("v_scale", torch.full((data.dim,), float(v_scale)))
+        self.found: dict[str, Tensor] = {}
         self.to(data.values.dtype).to(data.values.device)
         self.eval()
 
@@ -207,11 +214,18 @@ class PixelVIN(PyroModule):
         """Start from the arc length along the curve of frames.
 
         The potential learns to move as that does, and decoder and encoder learn which frame belongs to
-        which state of the motion.
+        which state of the motion. Damping and noise of grey levels start from what that leaves; see
+        `initial_values`.
         """
         positions = embedded_motion(data, self.manifold)
         pretrain_potential(self.vin.potential, positions)
-        path = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
+        path, self.found = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
         steps = self.config.num_taught
         teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
         teach_encoder(encoder, data, path, num_steps=steps)
+        if self.emission.grey is not None:
+            self.found = {**self.found, "noise_scale": frame_scatter(self.logits, data, path)}
+
+    def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
+        """Return what `pretrain` found of the sites that clips share; nothing before it ran."""
+        return dict(self.found)

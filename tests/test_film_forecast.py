@@ -11,14 +11,15 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Normal
+from pyro.distributions import Bernoulli, LogNormal, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.encoders import InitialPosterior
-from vinppl.film_forecast import FilmForecast, background_of, forecast_films
+from vinppl.film_forecast import FilmForecast, background_of, background_scatter, forecast_films
+from vinppl.forces import LinearDamping
 from vinppl.frame_scores import film_scores
 from vinppl.potentials import Harmonic
 from vinppl.state import PhaseState, Trajectory
@@ -48,6 +49,28 @@ class Lamps(PyroModule):
 
     def logits(self, q: Tensor, v: Tensor) -> Tensor:
         return 40.0 * (0.25 - (q - CENTRES).abs())
+
+
+class GreyLamps(Lamps):
+    """The same, damped, with soft edges and noise of unknown size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vin = VIN(Harmonic(2.0), forces=[LinearDamping(LogNormal(-1.0, 1.0))])
+
+    def forward(self, data: Trajectories) -> None:
+        noise = pyro.sample("noise_scale", LogNormal(-2.0, 1.0))
+        plate = pyro.plate("trajectory", data.num_trajectories, dim=-1)
+        with plate:
+            q = pyro.sample("initial_position", Normal(torch.zeros(1), 1.0).to_event(1))
+            v = pyro.sample("initial_velocity", Normal(torch.zeros(1), 1.5).to_event(1))
+        path = self.run(PhaseState(q, v), data)
+        frames = Normal(self.logits(path.q, path.v).sigmoid(), noise[..., None, None]).to_event(2)
+        with plate:
+            pyro.sample("obs", frames, obs=data.values)
+
+    def logits(self, q: Tensor, v: Tensor) -> Tensor:
+        return 10.0 * (0.25 - (q - CENTRES).abs())
 
 
 TRUE = torch.tensor([[1.0, 0.3], [-0.6, 0.9]], dtype=torch.float64)
@@ -161,6 +184,63 @@ def test_the_arrays_of_a_forecast_are_its_levels_and_densities(films: Trajectori
         found.arrays(films.first(20), num_known=10)
     with pytest.raises(ValueError, match="num_known must be within the films; got 0"):
         found.arrays(films, num_known=0)
+
+
+DAMPING, NOISE = 0.3, 0.1
+SHARED = {
+    "damping.coefficient": torch.full((8,), DAMPING, dtype=torch.float64),
+    "noise_scale": torch.full((8,), NOISE, dtype=torch.float64),
+}
+
+
+@pytest.fixture
+def grey_films() -> Trajectories:
+    model = GreyLamps()
+    model.vin = VIN(Harmonic(2.0), forces=[LinearDamping(DAMPING)])
+    with torch.no_grad():
+        path = model.vin(PhaseState(TRUE[:, :1], TRUE[:, 1:]), TimeGrid.regular(40, 0.1))
+        frames = model.logits(path.q, path.v).sigmoid()
+    frames = (frames + NOISE * torch.randn(frames.shape, dtype=torch.float64)).clamp(0, 1)
+    return Trajectories.from_frames(frames.unflatten(-1, (SIDE, SIDE)), path.time.expand(2, -1))
+
+
+@pytest.mark.parametrize("num_fitted", [0, 40])
+def test_grey_films_have_the_damping_and_the_noise_of_the_draws(
+    grey_films: Trajectories, num_fitted: int
+) -> None:
+    background, scatter = background_of(grey_films), background_scatter(grey_films)
+    shared = {**SHARED, "something else": torch.zeros(8)}
+    found = forecast_films(
+        GreyLamps(), a_guide(0.05), grey_films, background=background, scatter=scatter, shared=shared,
+        num_explained=80.0, num_fitted=num_fitted, num_draws=60,
+    )  # fmt: skip
+    assert found.noise is not None
+    torch.testing.assert_close(found.noise, torch.full((60, 2), NOISE))
+    exact = VIN(Harmonic(2.0), forces=[LinearDamping(DAMPING)])
+    first = found.states[:, :, 0]
+    with torch.no_grad():
+        path = exact(PhaseState(first[..., :1], first[..., 1:]), grey_films.grid())
+    torch.testing.assert_close(found.states[..., :1], path.q)
+    frames, holds = grey_films.values[0], found.holds[:, 0]
+    moved = Normal(found.model.logits(found.states[:, 0, :, :1], found.states[:, 0, :, 1:]).sigmoid(), NOISE)
+    still = Normal(background, scatter).log_prob(frames).sum(-1)
+    mixed = torch.logaddexp(
+        holds.log() + moved.log_prob(frames).sum(-1), (1 - holds).clamp_min(1e-7).log() + still
+    )
+    expected = mixed.logsumexp(0) - math.log(60)
+    torch.testing.assert_close(found.log_density(0, frames), expected, atol=1e-3, rtol=1e-4)
+    error = (found.levels(0) - frames).square().sum(-1).sqrt().mean()
+    assert float(error) < 0.8 * float((background - frames).square().sum(-1).sqrt().mean())
+
+
+def test_what_grey_films_need_is_named(grey_films: Trajectories, films: Trajectories) -> None:
+    known: dict[str, Any] = {"background": background_of(grey_films), "num_explained": 1.0}
+    with pytest.raises(ValueError, match=r"shared must hold every site .* none of .*noise_scale"):
+        forecast_films(GreyLamps(), a_guide(), grey_films, **known)
+    with pytest.raises(ValueError, match="scatter must be given for grey frames"):
+        forecast_films(GreyLamps(), a_guide(), grey_films, shared=SHARED, **known)
+    with pytest.raises(ValueError, match="and for those alone; got Tensor"):
+        forecast_films(Lamps(), a_guide(), films, scatter=torch.ones(SIDE**2), **known)
 
 
 def test_errors_are_told(films: Trajectories) -> None:

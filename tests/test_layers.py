@@ -68,6 +68,7 @@ LAYERS = {
     "vinppl.assimilation": 8.3,
     "vinppl.film_forecast": 8.4,
     "vinppl.forecast": 8.3,
+    "vinppl.periods": 8.4,
     "vinppl.cli": 8.4,
     "vinppl.plotting": 9,
     "vinppl.testing": 9,

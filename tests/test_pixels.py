@@ -27,6 +27,9 @@ from vinppl.guides import AmortisedGuide
 from vinppl.models import PixelFree, PixelFreeConfig, PixelVIN, PixelVINConfig
 from vinppl.posterior import from_svi, prior_draws
 from vinppl.render import degrade, simulate_clips
+from vinppl.render import film as render
+from vinppl.state import PhaseState
+from vinppl.systems import system
 
 MODELS = (PixelVIN, PixelFree)
 TINY = {"hidden_sizes": (16,), "num_taught": 60}
@@ -158,9 +161,27 @@ def test_a_motion_that_mechanics_can_follow_replaces_rough_positions(scatter: fl
     positions = Trajectories.from_arrays(data.times, read)
     pyro.clear_param_store()
     model = build(PixelVIN, data, integrator="velocity_verlet")
-    path = fit_motion(model.vin, positions)
+    path, sites = fit_motion(model.vin, positions)
+    assert sites == {}
     assert path.q.dtype == positions.values.dtype
     assert misfit(path.q, truth.q) < 0.5 * misfit(read, truth.q)
+
+
+def test_damping_of_a_film_starts_from_its_motion() -> None:
+    """A free coordinate has its own unit, but damping is a rate: c / m of the system, 0.3 here."""
+    rate = 0.3
+    damped = system("mass_spring", damping=rate)
+    times = 0.1 * torch.arange(60)
+    initial = PhaseState(torch.tensor([[1.5], [0.3], [-1.0]]), torch.tensor([[0.0], [2.0], [1.0]]))
+    path = damped.solve(initial, times)
+    frames = render("mass_spring", path.q, size=12, levels="grey")
+    data = Trajectories.from_frames(frames, times.expand(3, -1))
+    model = build(PixelVIN, data, integrator="velocity_verlet", damping=(0.1, 1.0))
+    model.pretrain(data, model.make_encoder(data))
+    values = model.initial_values(data)
+    assert set(values) == {"damping.coefficient", "noise_scale"}
+    assert float(values["damping.coefficient"]) == pytest.approx(rate, rel=0.2)
+    assert 0.001 < float(values["noise_scale"]) < 0.2
 
 
 def mean_image_error(data: Trajectories) -> float:

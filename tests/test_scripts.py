@@ -242,6 +242,26 @@ def test_a_film_from_clip_to_forecast(tmp_path: Path) -> None:
     assert "without dynamics cannot forecast" in check_error(err)
 
 
+def test_svi_of_a_film_tells_periods_and_damping(tmp_path: Path) -> None:
+    films, _ = simulate_clips("mass_spring", num_clips=2, num_times=30, size=12, levels="grey")
+    write_video(films.frames, tmp_path / "clips.npz", 10.0)
+    out, _ = run(
+        tmp_path, "svi.py", "--model", "vinppl.models:PixelVIN", "--data", "clips.npz", "--out", "fit", *SVI,
+        "--video.size", "12", "--set", "hidden_sizes=[16]", "num_taught=60", "damping=[0.1,1.0]",
+        "integrator=velocity_verlet",
+    )  # fmt: skip
+    assert "damping.coefficient" in out
+    assert "noise_scale" in out
+    _, _, told = out.partition("period: posterior median (90 % interval)\n")
+    table = pd.read_csv(tmp_path / "fit" / "periods.csv")
+    assert len(table) == 2
+    assert set(table["time_unit"]) == {"s"}
+    for line, row in zip(told.splitlines(), table.to_dict("records"), strict=False):
+        assert str(row["trajectory"]) in line
+        assert f"{row['median']:.4g} s ({row['5%']:.4g} to {row['95%']:.4g})" in line
+        assert 0 < row["5%"] <= row["median"] <= row["95%"] < 4 * 2.9
+
+
 def test_mcmc_of_the_users_own_model(tmp_path: Path) -> None:
     write_data(tmp_path / "a.csv")
     (tmp_path / "mine").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
+from pyro.distributions import Normal
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
     from vinppl.data import Trajectories
     from vinppl.guides import AmortisedGuide
 
-__all__ = ["FilmForecast", "background_of", "forecast_films"]
+__all__ = ["FilmForecast", "background_of", "background_scatter", "forecast_films"]
 
 FAINTEST = 1e-3
 """Least probability that a pixel of the background is white, or black."""
 
+LEAST_SCATTER = 1e-2
+"""Least standard deviation of a grey pixel of the background; compressed films never hold it quite still."""
+
 
 @dataclass(frozen=True)
 class FilmForecast:
-    """Forecast of films of black and white frames.
+    """Forecast of films.
 
     Attributes:
         model: the Pyro model, whose method `logits` decodes states.
@@ -41,8 +45,12 @@ class FilmForecast:
         point: the path from the posterior mean of the initial states, `(clip, time, 2 dim)`; what the paper
             forecasts with.
         holds: probability that the model still holds, `(draw, clip, time)`; see `vinppl.lapses`.
-        background: probability of white where it does not, `(pixel,)`.
+        background: mean level where it does not, of black and white frames the probability of white,
+            `(pixel,)`.
         effective_sizes: effective sample sizes of the initial states, `(clip,)`.
+        noise: standard deviation of grey levels around what is decoded, `(draw, clip)`; `None` for black and
+            white frames.
+        scatter: standard deviation of grey levels around the background, `(pixel,)`.
     """
 
     model: Any
@@ -51,6 +59,8 @@ class FilmForecast:
     holds: Tensor
     background: Tensor
     effective_sizes: Tensor
+    noise: Tensor | None = None
+    scatter: Tensor | None = None
 
     def levels(self, clip: int) -> Tensor:
         """Return the mean frames of a clip under the whole posterior, `(time, pixel)`."""
@@ -72,7 +82,8 @@ class FilmForecast:
 
     def point_log_density(self, clip: int, frames: Tensor) -> Tensor:
         """Return the log density of each frame given the posterior mean's path, in nats, `(time,)`."""
-        return _log_prob(self._decoded(self.point[clip]), frames)
+        noise = None if self.noise is None else self.noise[:, clip].mean()
+        return _log_prob(self._decoded(self.point[clip]), frames, noise)
 
     def arrays(self, films: Trajectories, *, num_known: int) -> FilmArrays:
         """Return the forecast beside what happened, for `vinppl.frame_scores` and `vinppl.film_plots`.
@@ -124,8 +135,10 @@ class FilmForecast:
     def _draw_log_density(self, clip: int, frames: Tensor) -> Tensor:
         """Return the log density of each frame under each draw, `(draw, time)`."""
         holds = self.holds[:, clip]
-        explained = holds.log() + _log_prob(self._logits(clip), frames)
-        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + _log_prob(self.background.logit(), frames)
+        noise = None if self.noise is None else self.noise[:, clip, None, None]
+        explained = holds.log() + _log_prob(self._logits(clip), frames, noise)
+        still = _log_prob(self.background.logit(), frames, self.scatter)
+        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + still
         return torch.logaddexp(explained, lapsed)
 
     def _logits(self, clip: int) -> Tensor:
@@ -148,6 +161,8 @@ def forecast_films(
     num_draws: int = 100,
     num_proposals: int = 400,
     seed: int = 0,
+    shared: Mapping[str, Tensor] | None = None,
+    scatter: Tensor | None = None,
 ) -> FilmForecast:
     """Infer the initial states of films from their first frames and run the model over all their times.
 
@@ -155,10 +170,10 @@ def forecast_films(
     what the encoder gets wrong does not stay.
 
     Args:
-        model: a fitted model of black and white films, with initial states as its only latent sites.
+        model: a fitted model of films.
         guide: its guide.
         films: clips whose first frames are known; of the others only the times are looked at.
-        background: probability of white for each pixel where the model does not hold, `(pixel,)`.
+        background: mean level of each pixel where the model does not hold, `(pixel,)`; see `background_of`.
         num_explained: frames that the model was fitted to.
         num_fitted: the first frames of these very films that are among them, where the model cannot lapse; 0
             for new films.
@@ -166,36 +181,66 @@ def forecast_films(
         num_draws: posterior draws of each clip.
         num_proposals: see `assimilate`.
         seed: of everything random.
+        shared: posterior draws of the sites that all films share, such as `noise_scale` of grey frames and
+            `damping.coefficient`, each `(draw, *site)`; what else there is among them is left out.
+        scatter: standard deviation of each pixel where the model does not hold, `(pixel,)`, for grey frames;
+            see `background_scatter`.
 
     Raises:
-        ValueError: for fewer times than `num_context`.
+        ValueError: for fewer times than `num_context`, sites that `shared` lacks, or grey frames without
+            `scatter`.
     """
     require(1 <= num_context <= films.num_times, "num_context must be within the films", num_context)
+    shared = shared or {}
+    require(
+        (scatter is not None) == ("noise_scale" in shared),
+        "scatter must be given for grey frames, and for those alone",
+        "none" if scatter is None else scatter,
+    )
     begin = films.first(num_context)
     found = assimilate(
-        model, {}, begin, num_draws=num_draws, num_proposals=num_proposals, seed=seed, guide=guide
+        model, shared, begin, num_draws=num_draws, num_proposals=num_proposals, seed=seed, guide=guide
     )
+    own = {name: value[found.index] for name, value in found.shared.items()}  # (draw, clip, *site)
+    noise = own.get("noise_scale")
     # In a handler a step without a solution makes a path NaN from there on; the model has lapsed then.
     with torch.no_grad(), poutine.block():
         initial = torch.cat([found.states, found.states.mean(0, keepdim=True)])
-        path = model.run(PhaseState(*initial.chunk(2, dim=-1)), films)
+        sites = {name: torch.cat([value, value.mean(0, keepdim=True)]) for name, value in own.items()}
+        path = poutine.condition(model.run, data=sites)(PhaseState(*initial.chunk(2, dim=-1)), films)
         paths = torch.cat([path.q, path.v], dim=-1)
         states, point = paths[:-1], paths[-1]
         logits = model.logits(*states[:, :, :num_context].chunk(2, dim=-1))
-    ratio = _log_prob(logits, begin.values) - _log_prob(background.logit(), begin.values)
+    explained = _log_prob(logits, begin.values, None if noise is None else noise[..., None, None])
+    ratio = explained - _log_prob(background.logit(), begin.values, scatter)
     holds = survival(ratio, num_times=films.num_times, num_explained=num_explained, num_fitted=num_fitted)
     holds = torch.where(states.isfinite().all(-1), holds, 0.0)
-    return FilmForecast(model, states, point, holds, background, found.effective_sizes)
+    return FilmForecast(model, states, point, holds, background, found.effective_sizes, noise, scatter)
 
 
 def background_of(films: Trajectories) -> Tensor:
-    """Return the share of frames in which each pixel is white, `(pixel,)`, never quite 0 or 1."""
+    """Return the mean level of each pixel, `(pixel,)`, never quite 0 or 1; the share of white, if binary."""
     seen = films.values[films.mask.all(-1)]
     return seen.mean(0).clamp(FAINTEST, 1 - FAINTEST)
 
 
-def _log_prob(logits: Tensor, frames: Tensor) -> Tensor:
-    """Return the log probability of the pixels of frames `(*batch, time, pixel)` that are not NaN."""
+def background_scatter(films: Trajectories) -> Tensor:
+    """Return the standard deviation of each pixel's grey level over all frames, `(pixel,)`, never quite 0."""
+    seen = films.values[films.mask.all(-1)]
+    return seen.std(0, correction=0).clamp_min(LEAST_SCATTER)
+
+
+def _log_prob(logits: Tensor, frames: Tensor, noise: Tensor | None) -> Tensor:
+    """Return the log probability, or density, of the pixels of frames that are not NaN.
+
+    Args:
+        logits: of white, or of the mean grey level, broadcastable with `frames`.
+        frames: `(*batch, time, pixel)`.
+        noise: standard deviation of grey levels, broadcastable with them; `None` for black and white.
+    """
     logits, target = torch.broadcast_tensors(logits, frames)
+    if noise is not None:
+        grey = Normal(logits.sigmoid(), noise, validate_args=False).log_prob(target.nan_to_num())
+        return torch.where(target.isnan(), 0.0, grey).sum(-1)
     each = -binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
     return torch.where(target.isnan(), 0.0, each).sum(-1)

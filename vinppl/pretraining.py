@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "descend",
     "embedded_motion",
+    "frame_scatter",
     "pretrain_baseline",
     "pretrain_potential",
     "regress_weights",
@@ -207,6 +208,25 @@ def teach_encoder(
         _, in_states = errors(every)
     encoder.set_scale(in_states.abs().median(0).values / NORMAL_MEDIAN)
 
+
+def frame_scatter(decode: Callable[[Tensor, Tensor], Tensor], data: Trajectories, path: Trajectory) -> Tensor:
+    """Return the root mean square of grey levels around what is decoded along a motion, a scalar.
+
+    Args:
+        decode: see `teach_frames`.
+        data: clips.
+        path: the states at their times.
+    """
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for n in range(data.num_trajectories):
+            error = (decode(path.q[n], path.v[n]).sigmoid() - data.values[n])[data.mask[n]]
+            total, count = total + float(error.square().sum()), count + error.numel()
+    return data.values.new_tensor(math.sqrt(total / max(1, count))).clamp_min(FINEST_LEVEL)
+
+
+FINEST_LEVEL = 1e-3
+"""Least scatter of grey levels: a quarter of one of 256."""
 
 NORMAL_MEDIAN = 0.6745
 """Median of the absolute value of a standard normal."""

@@ -5,6 +5,7 @@ log.jsonl      one JSON object per line: progress and events
 checkpoint/    what a resumed run needs
 result.nc      the posterior, for ArviZ
 forecast.nc    forecasts, with the same posterior
+periods.csv    of films: the posterior of every clip's period
 *.png, *.gif   figures and films
 """
 

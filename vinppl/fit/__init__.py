@@ -2,12 +2,13 @@
 
 from vinppl.fit.derivatives import DerivativeFit, fit_derivatives
 from vinppl.fit.mcmc import MCMCOptions, MCMCProgress, MCMCResult, fit_mcmc
-from vinppl.fit.motion import fit_motion
+from vinppl.fit.motion import FittedMotion, fit_motion
 from vinppl.fit.starts import Start, find_start, fit_point, laplace_covariance, starting_values
 from vinppl.fit.svi import SVIOptions, SVIResult, SVIStep, fit_svi
 
 __all__ = [
     "DerivativeFit",
+    "FittedMotion",
     "MCMCOptions",
     "MCMCProgress",
     "MCMCResult",

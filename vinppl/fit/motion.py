@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.emissions import GaussianEmission
-from vinppl.errors import ConvergenceWarning, NumericalWarning
+from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning
 from vinppl.estimates import first_states
 from vinppl.fit.starts import fit_point
 from vinppl.priors import log_normal, state_scales
@@ -21,7 +22,7 @@ from vinppl.state import PhaseState, Trajectory
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["fit_motion"]
+__all__ = ["FittedMotion", "fit_motion"]
 
 WARP_SCALE = 0.2
 """Prior standard deviation of the first harmonic by which positions may be off, in their unit."""
@@ -30,26 +31,42 @@ NUM_WARPS = 5
 """Harmonics of that error."""
 
 
+class FittedMotion(NamedTuple):
+    """A motion that a law explains.
+
+    Attributes:
+        path: states at the times of the positions.
+        sites: the law's own latent sites at the mode, such as `damping.coefficient`.
+    """
+
+    path: Trajectory
+    sites: dict[str, Tensor]
+
+
 def fit_motion(
     dynamics: Any,
     positions: Trajectories,
     *,
     max_step_size: float | None = None,
     max_iterations: int = 200,
-) -> Trajectory:
+) -> FittedMotion:
     """Fit a learned law to positions over whole trajectories and return the motion that it explains.
 
     Positions read off pictures are a smooth function of the coordinate in which the mass is constant. The
     function is learned too; noise of unknown size stands for what else is wrong.
 
     Args:
-        dynamics: a `VIN` or a baseline whose parameters are point estimates; changed in place.
+        dynamics: a `VIN` or a baseline whose networks are point estimates; changed in place. It may have
+            latent sites of its own.
         positions: a position for every coordinate; some may be missing.
         max_step_size: largest step of the integrator; `None` steps from sample to sample.
         max_iterations: see `fit_point`.
 
     Returns:
-        States at the times of `positions`; nothing else of the fit is kept.
+        The states at the times of `positions`, and the law's own sites; nothing else of the fit is kept.
+
+    Raises:
+        NonFiniteError: if the motion at the mode is not finite.
     """
     kept = positions.values.dtype
     # In single precision the line searches stall long before the mode.
@@ -61,9 +78,18 @@ def fit_motion(
         values = fit_point(model, exact, max_iterations=max_iterations)
     model.to(kept)
     initial = PhaseState(values["initial_position"].to(kept), values["initial_velocity"].to(kept))
+    sites = {name: value.to(kept) for name, value in values.items() if name not in OWN_SITES}
+    # Inside of a handler a step without a solution makes the path NaN instead of raising.
+    run = poutine.condition(dynamics, data=sites) if sites else dynamics
     with torch.no_grad(), pyro.get_param_store().scope():
-        path: Trajectory = dynamics(initial, positions.grid(max_step_size))
-    return path
+        path: Trajectory = run(initial, positions.grid(max_step_size))
+    if not bool(torch.isfinite(path.q).all()):
+        raise NonFiniteError("the motion fitted to the positions is not finite", step=0, quantity="path")
+    return FittedMotion(path, sites)
+
+
+OWN_SITES = ("initial_position", "initial_velocity", "warp", "noise_scale")
+"""Latent sites of the model below that are not the law's."""
 
 
 class _Motion(PyroModule):
