@@ -43,6 +43,7 @@ SCRIPTS = {
     "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
     "demo.py": ["--out PATH", "--quick"],
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
+    "study_pixels.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
 }
 
 SVI = ["--num-steps", "30", "--check-every", "10", "--num-draws", "40"]
@@ -333,6 +334,27 @@ def test_the_noisy_study_scores_every_model_and_reads_what_it_has_already(tmp_pa
     again, _ = run(tmp_path, *arguments)
     assert "done" not in again.partition("rmse")[0]
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    "models", [("vin_sv", "vae"), pytest.param((), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_the_study_of_pixels_writes_its_tables_and_figures(tmp_path: Path, models: tuple[str, ...]) -> None:
+    chosen = ("--models", *models) if models else ()
+    arguments = ("study_pixels.py", "--quick", "--num-workers", "2", "--out", "study", *chosen)
+    out, err = run(tmp_path, *arguments, timeout=900)
+    assert "failed" not in out + err
+    table = read_table(tmp_path / "study" / "table1.csv")
+    known = {"vin_so2", "vin_vv", "vin_sv", "res_rnn"}
+    assert set(table["model"]) == (known & set(models) if models else known)
+    assert set(table["protocol"]) == {"paper", "unseen1"}
+    assert set(table["forecast"]) == {"mean", "posterior", "constant"}
+    assert np.isfinite(table[["rmse", "loglik", "brier"]]).all(axis=None)
+    examples = read_table(tmp_path / "study" / "examples.csv")
+    assert len(examples[examples["model"] == "vae"]) == 120
+    assert {"embeddings.png", "portraits_mass_spring.png", "films_mass_spring.png"} <= {
+        path.name for path in (tmp_path / "study").glob("*.png")
+    }
 
 
 # Interruptions

@@ -111,7 +111,7 @@ class SVIOptions:
 
     def for_model(self, model: Any) -> SVIOptions:
         """Return these options with the defaults of `model` in place of `auto` and `None`."""
-        guide = getattr(model, "default_guide", "full_rank") if self.guide == "auto" else self.guide
+        guide: Any = getattr(model, "default_guide", "full_rank") if self.guide == "auto" else self.guide
         steps = getattr(model, "default_num_steps", None) if self.num_steps is None else self.num_steps
         rate = self.learning_rate
         rate = getattr(model, "default_learning_rate", None) if rate is None else rate
