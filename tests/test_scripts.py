@@ -85,10 +85,10 @@ def start(cwd: Path, script: str, *arguments: str | Path, **options: Any) -> sub
     return subprocess.Popen(command, cwd=cwd, env=environment(), start_new_session=True, **pipes, **options)
 
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+def finish(process: subprocess.Popen[str], status: int = 0, timeout: float = 240) -> tuple[str, str]:
     """Wait for a script, check its exit status and return what it wrote."""
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=timeout)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -96,8 +96,10 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def run(cwd: Path, script: str, *arguments: str | Path, status: int = 0, **options: Any) -> tuple[str, str]:
-    return finish(start(cwd, script, *arguments, **options), status)
+def run(
+    cwd: Path, script: str, *arguments: str | Path, status: int = 0, timeout: float = 240, **options: Any
+) -> tuple[str, str]:
+    return finish(start(cwd, script, *arguments, **options), status, timeout)
 
 
 def write_data(path: Path, *, num_times: int = 15, seed: int = 0) -> Path:
