@@ -53,7 +53,7 @@ STEP = 0.1
 TRAINED, CONTEXT, LONGEST = 60, 10, 200  # frames
 HORIZONS = (1, 2, 3, 4, 5, 10, 15, 20)  # seconds
 DEAR_HORIZONS = (5, 20)  # seconds; those at which the SyMetric is computed
-SHOWN = (0.1, 5.0, 10.0, 15.0, 20.0)  # seconds of the frames in the paper's Figure 8
+SHOWN = (0.1, 5.0, 10.0, 15.0, 20.0)  # seconds of the frames in the paper's Figures 7 and 8
 NUM_TEST = 20
 
 

@@ -98,7 +98,9 @@ def plot_scores_by_horizon(
 
 
 def plot_phase_portraits(frame: pd.DataFrame, models: Mapping[str, str], *, trained: float = 6.0) -> Figure:
-    """Plot the latent motion of one film by each of several models, as the VIN paper's Figure 7 does.
+    """Plot the latent motion of one film by each of several models, as the VIN paper's Figure 6 does.
+
+    A circle is where the path begins, triangles stand at every 5 s.
 
     Args:
         frame: one row for each model and time, with columns `model`, `horizon_s`, `q` and `v`.
@@ -116,7 +118,9 @@ def plot_phase_portraits(frame: pd.DataFrame, models: Mapping[str, str], *, trai
         early = part[part["horizon_s"] < trained]
         ax.plot(part["q"], part["v"], color=COLOURS["sky"], linewidth=0.8, label="forecast")
         ax.plot(early["q"], early["v"], color=COLOURS["blue"], linewidth=1.6, label="trained on")
-        ax.plot(part["q"].iloc[:1], part["v"].iloc[:1], "o", color=COLOURS["vermilion"], markersize=5)
+        ax.plot(part["q"].iloc[:1], part["v"].iloc[:1], "o", color=COLOURS["vermilion"], markersize=6)
+        marked = part[(part["horizon_s"] / 5 - (part["horizon_s"] / 5).round()).abs() < 1e-6].iloc[1:]
+        ax.plot(marked["q"], marked["v"], "^", color=COLOURS["vermilion"], markersize=5, label="every 5 s")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("latent position")
         tidy(ax)
@@ -126,7 +130,7 @@ def plot_phase_portraits(frame: pd.DataFrame, models: Mapping[str, str], *, trai
 
 
 def plot_films(frame: pd.DataFrame, models: Mapping[str, str]) -> Figure:
-    """Plot frames of one film and their forecasts, as the VIN paper's Figure 8 does, with the uncertainty.
+    """Plot frames of one film and their forecasts, as in the VIN paper's Figures 7 and 8, with deviations.
 
     Args:
         frame: one row for each model, `kind` (`film`, `forecast` or `deviation`) and `horizon_s`, with the
