@@ -164,7 +164,9 @@ def teach_encoder(
 ) -> None:
     """Teach an encoder of clips to read states off frames, and how far off it reads them.
 
-    A step looks at stretches of three times what the encoder reads: all its readings share their frames.
+    Half of the steps look at frames alone: velocities are differences of positions and magnify their errors,
+    so that positions are hardly learned where both are from the beginning. The others look at stretches of
+    three times what the encoder reads: all its readings share their frames.
     In the end its standard deviations are set to the errors that are left (their median, as of a normal).
 
     Args:
@@ -194,7 +196,14 @@ def teach_encoder(
         in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
         return in_features, torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
 
-    def misfit() -> Tensor:
+    pixels, target = data.values[seen], manifold.features(q)[seen]
+
+    def in_frames() -> Tensor:
+        chosen = torch.randint(len(pixels), (batch_size,), device=q.device)
+        codes = encoder.codes(pixels[chosen])
+        return (codes[:, : manifold.num_features] - target[chosen]).square().mean()
+
+    def in_stretches() -> Tensor:
         clip = torch.randint(data.num_trajectories, (count, 1), device=q.device)
         # The first and last stretches come as often as their frames would at other places.
         start = torch.rand(count, 1, device=q.device) * (latest[clip] + length) - 0.5 * length
@@ -202,7 +211,9 @@ def teach_encoder(
         in_features, in_states = errors((clip, start + torch.arange(length, device=q.device)))
         return in_features.square().mean() + (in_states / spread).square().mean()
 
-    descend(list(encoder.parameters()), misfit, num_steps=num_steps, learning_rate=learning_rate)
+    first = num_steps // 2
+    for misfit, steps in ((in_frames, first), (in_stretches, num_steps - first)):
+        descend(list(encoder.parameters()), misfit, num_steps=steps, learning_rate=learning_rate)
     every = torch.arange(data.num_trajectories).unsqueeze(-1), torch.arange(data.num_times)
     with torch.no_grad():
         _, in_states = errors(every)
