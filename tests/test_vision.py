@@ -170,7 +170,7 @@ def test_a_taught_encoder_reads_the_first_frames() -> None:
         teach_encoder(encoder, data, path, num_steps=1200)
     assert last < 0.3 * first
     found = encoder(data)
-    error = found.loc - torch.cat([path.q, path.v], dim=-1)[:, 0]
+    error = found.loc.detach() - torch.cat([path.q, path.v], dim=-1)[:, 0]
     pixel = 0.18  # the width of one, within which frames are alike
     assert bool((error[:, 0].abs() < pixel).all())
     assert bool((error[:, 1].abs() < 0.6).all())  # of velocities up to 2.2
