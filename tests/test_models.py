@@ -25,7 +25,7 @@ from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
 from vinppl.forecast import extend, forecast
 from vinppl.posterior import from_mcmc, from_svi, prior_draws
 
-PIXELS = ("PixelFree", "PixelVIN")
+PIXELS = ("PixelFree", "PixelVAE", "PixelVIN")
 SUITE = {
     name: getattr(vinppl.models, name)
     for name in vinppl.models.__all__
