@@ -255,7 +255,7 @@ def options(data: Trajectories, seed: int, quick: bool) -> dict[str, Any]:
     """Return what all models are told."""
     if quick:
         return {"network_seed": seed, "hidden_sizes": (32,), "decoder_sizes": (32,), "num_taught": 60}
-    return {"network_seed": seed, "num_taught": TAUGHT[data.num_trajectories], "num_decoded": 0}
+    return {"network_seed": seed, "num_taught": TAUGHT[data.num_trajectories]}
 
 
 def vin(integrator: str) -> Callable[[Trajectories, int, bool], Fitted]:

@@ -41,10 +41,8 @@ from vinppl.fit import fit_motion
 from vinppl.manifolds import Euclidean
 from vinppl.pretraining import (
     embedded_motion,
-    frame_scatter,
     pretrain_baseline,
-    teach_decoder,
-    teach_encoder,
+    teach_frames,
 )
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
@@ -196,12 +194,8 @@ class PixelFree(PyroModule):
         """Start from the arc length along the curve of frames, as `PixelVIN` does."""
         positions = embedded_motion(data, self.manifold)
         pretrain_baseline(self.dynamics, positions)
-        path, self.found = fit_motion(self.dynamics, positions)
-        steps = self.config.num_taught
-        teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
-        teach_encoder(encoder, data, path, num_steps=steps)
-        if self.emission.grey is not None:
-            self.found = {**self.found, "noise_scale": frame_scatter(self.logits, data, path)}
+        path, sites = fit_motion(self.dynamics, positions)
+        self.found = sites | teach_frames(self, encoder, data, path, num_steps=self.config.num_taught)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return what `pretrain` found of the sites that clips share; nothing before it ran."""

@@ -50,10 +50,8 @@ from vinppl.manifolds import Manifold
 from vinppl.potentials import NeuralPotential
 from vinppl.pretraining import (
     embedded_motion,
-    frame_scatter,
     pretrain_potential,
-    teach_decoder,
-    teach_encoder,
+    teach_frames,
 )
 from vinppl.priors import log_normal
 from vinppl.state import PhaseState, Trajectory
@@ -219,12 +217,8 @@ class PixelVIN(PyroModule):
         """
         positions = embedded_motion(data, self.manifold)
         pretrain_potential(self.vin.potential, positions)
-        path, self.found = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
-        steps = self.config.num_taught
-        teach_decoder(self.logits, list(self.decoder.parameters()), data, path, num_steps=steps)
-        teach_encoder(encoder, data, path, num_steps=steps)
-        if self.emission.grey is not None:
-            self.found = {**self.found, "noise_scale": frame_scatter(self.logits, data, path)}
+        path, sites = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
+        self.found = sites | teach_frames(self, encoder, data, path, num_steps=self.config.num_taught)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return what `pretrain` found of the sites that clips share; nothing before it ran."""

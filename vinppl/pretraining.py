@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "regress_weights",
     "teach_decoder",
     "teach_encoder",
+    "teach_frames",
 ]
 
 
@@ -115,6 +116,26 @@ def embedded_motion(data: Trajectories, manifold: Manifold) -> Trajectories:
             seen = ~np.isnan(values[n, :, i])
             values[n, seen, i] = np.unwrap(values[n, seen, i], period=found.period)
     return Trajectories.from_arrays(data.times.cpu(), torch.from_numpy(values).to(data.values))
+
+
+def teach_frames(
+    model: Any, encoder: ClipEncoder, data: Trajectories, path: Trajectory, *, num_steps: int
+) -> dict[str, Tensor]:
+    """Teach the decoder of a model of films and an encoder which frame belongs to which state of a motion.
+
+    Args:
+        model: with a `decoder`, the `logits` of states and an `emission`; changed in place.
+        encoder: of the beginnings of clips; changed in place.
+        data: clips.
+        path: the states at their times.
+        num_steps: Adam steps of each.
+
+    Returns:
+        The site `noise_scale` as it is along the motion, of grey frames; nothing for black and white ones.
+    """
+    teach_decoder(model.logits, list(model.decoder.parameters()), data, path, num_steps=num_steps)
+    teach_encoder(encoder, data, path, num_steps=num_steps)
+    return {} if model.emission.grey is None else {"noise_scale": frame_scatter(model.logits, data, path)}
 
 
 def teach_decoder(
@@ -224,7 +245,7 @@ def frame_scatter(decode: Callable[[Tensor, Tensor], Tensor], data: Trajectories
     """Return the root mean square of grey levels around what is decoded along a motion, a scalar.
 
     Args:
-        decode: see `teach_frames`.
+        decode: see `teach_decoder`.
         data: clips.
         path: the states at their times.
     """
