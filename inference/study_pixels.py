@@ -38,15 +38,14 @@ from torch import Tensor
 from vinppl import scores
 from vinppl.cli import run_script
 from vinppl.data import Trajectories
-from vinppl.film_forecast import FilmForecast, background_of, forecast_films
-from vinppl.film_plots import plot_latent_space
+from vinppl.film_forecast import FilmForecast, forecast_films
 from vinppl.fit import SVIOptions, fit_svi
-from vinppl.latents import align, circular_correlation, log_volume_change, straightening, symetric
+from vinppl.latents import circular_correlation, log_volume_change, straightening, symetric
 from vinppl.models import PixelFree, PixelFreeConfig, PixelVAE, PixelVAEConfig, PixelVIN, PixelVINConfig
 from vinppl.plotting import save_figure
 from vinppl.render import simulate_clips
 from vinppl.state import PhaseState, Trajectory
-from vinppl.study_plots import plot_films, plot_phase_portraits
+from vinppl.study_plots import plot_embeddings, plot_films, plot_phase_portraits
 from vinppl.trials import Trial, print_progress, run_trials, table, write_table
 
 STEP = 0.1
@@ -157,16 +156,14 @@ def trial(model: str, system_name: str, num_films: int, seed: int, quick: bool) 
         "train_seconds": time.process_time() - began,
     }
     common["steps"] = fitted.num_steps
-    background = background_of(data)
 
-    def run(films: Trajectories, num_fitted: int = 0) -> FilmForecast:
+    def run(films: Trajectories, continues: bool = False) -> FilmForecast:
         return forecast_films(
             fitted.model,
             fitted.guide,
             films,
-            background=background,
-            num_explained=data.num_trajectories * data.num_times,
-            num_fitted=num_fitted,
+            trained=data,
+            continues=continues,
             num_context=CONTEXT,
             num_draws=20 if quick else 64,
             num_proposals=100 if quick else 400,
@@ -175,7 +172,7 @@ def trial(model: str, system_name: str, num_films: int, seed: int, quick: bool) 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seen, unseen = run(long if num_films == 1 else data, data.num_times), run(test)
+        seen, unseen = run(long if num_films == 1 else data, continues=True), run(test)
     trained = slice(0, data.num_times)
     straighten = straightening(seen.point[:, trained, 0], path.q[:, trained, 0], circle=fitted.is_angle)
     protocols = [("unseen10", test, unseen, test_path)]
@@ -288,12 +285,10 @@ def frame_errors(found: FilmForecast, films: Trajectories) -> dict[str, dict[str
     """
     kinds: dict[str, dict[str, list[np.ndarray]]] = {}
     for n, frames in enumerate(films.values):
-        constant = found.background.expand_as(frames)
-        certain = frames * constant.log() + (1 - frames) * torch.log1p(-constant)
         for kind, levels, density in (
             ("mean", found.point_levels(n), found.point_log_density(n, frames)),
             ("posterior", found.levels(n), found.log_density(n, frames)),
-            ("constant", constant, certain.sum(-1)),
+            ("constant", found.background.expand_as(frames), found.background_log_density(frames)),
         ):
             squares = (levels - frames).square()
             each = kinds.setdefault(kind, {"rmse": [], "loglik": [], "brier": []})
@@ -424,30 +419,15 @@ def figures(examples: pd.DataFrame) -> dict[str, Any]:
     drawn = {}
     embedded = examples[examples["kind"] == "embedding"]
     if not embedded.empty:
-        drawn["embeddings"] = plot_embeddings(embedded)
+        titles = {model: EMBEDDING_TITLES[model] for model in EMBEDDINGS if model in set(embedded["model"])}
+        drawn["embeddings"] = plot_embeddings(
+            embedded, titles, num_train=EMBEDDED_TRAINED, circles=("lg_vae", "vin_so2_4s")
+        )
     for name, part in examples[examples["kind"] != "embedding"].groupby("system"):
         titles = {model: TITLES[model] for model in TITLES if model in set(part["model"])}
         drawn[f"portraits_{name}"] = plot_phase_portraits(part[part["kind"] == "path"], titles)
         drawn[f"films_{name}"] = plot_films(part[part["kind"] != "path"], titles)
     return drawn
-
-
-def plot_embeddings(frame: pd.DataFrame) -> Any:
-    """Plot latent states against the true angle, as the paper's Figure 5."""
-    by_model = {name: part.sort_values("horizon_s") for name, part in frame.groupby("model")}
-    truth = next(iter(by_model.values()))[["truth", "truth_v"]].to_numpy()
-    panels = {}
-    for name, title in EMBEDDING_TITLES.items():
-        if name in by_model:
-            states = by_model[name][["q", "v"]].to_numpy()
-            panels[title] = states[:, :1] if name in ("lg_vae", "vin_so2_4s") else states
-    if "vin_so2_4s" in by_model:
-        states = by_model["vin_so2_4s"][["q", "v"]].to_numpy()
-        found = align(states[:, 0], truth[:, 0], circle=True)
-        panels["VIN-SO(2), phase space"] = np.stack([found.values, found.scale * states[:, 1]], axis=-1)
-    panels["truth"] = truth
-    circles = [EMBEDDING_TITLES[name] for name in ("lg_vae", "vin_so2_4s")]
-    return plot_latent_space(panels, truth[:, 0], num_train=EMBEDDED_TRAINED, circles=circles)
 
 
 class Kind(NamedTuple):

@@ -93,9 +93,9 @@ def a_guide(error: float = 0.0) -> Any:
     return SimpleNamespace(encoder=read)
 
 
-def forecast(films: Trajectories, guide: Any, explained: float = 1000.0) -> FilmForecast:
+def forecast(films: Trajectories, guide: Any, trained: Trajectories | None = None) -> FilmForecast:
     return forecast_films(
-        Lamps(), guide, films, background=background_of(films), num_explained=explained, num_proposals=600
+        Lamps(), guide, films, trained=films if trained is None else trained, num_proposals=600
     )
 
 
@@ -114,15 +114,13 @@ def test_a_forecast_finds_the_states_that_the_guide_gets_wrong(films: Trajectori
 
 
 def test_within_the_frames_of_its_training_a_model_holds(films: Trajectories) -> None:
-    found = forecast_films(
-        Lamps(), a_guide(), films, background=background_of(films), num_explained=60.0, num_fitted=30
-    )
+    found = forecast_films(Lamps(), a_guide(), films, trained=films.first(30), continues=True)
     torch.testing.assert_close(found.holds[..., :30], torch.ones(100, 2, 30, dtype=torch.float64))
     assert float(found.holds[..., -1].max()) == pytest.approx(61 / 71)
 
 
 def test_the_log_density_is_that_of_a_mixture_of_motion_and_background(films: Trajectories) -> None:
-    found = forecast(films, a_guide(), explained=60.0)
+    found = forecast(films, a_guide(), films.first(30))
     frames = films.values[0]
     draws, lapsed = (
         Bernoulli(logits=found.model.logits(found.states[:, 0, :, :1], found.states[:, 0, :, 1:])),
@@ -157,7 +155,7 @@ def test_a_path_that_ends_counts_as_a_lapse() -> None:
 
 
 def test_the_arrays_of_a_forecast_are_its_levels_and_densities(films: Trajectories) -> None:
-    found = forecast(films, a_guide(), explained=60.0)
+    found = forecast(films, a_guide(), films.first(30))
     mask = films.mask.clone()
     mask[0, 20], mask[1, 15, :7] = False, False
     part = dataclasses.replace(films, mask=mask, values=films.values * mask)
@@ -204,15 +202,15 @@ def grey_films() -> Trajectories:
     return Trajectories.from_frames(frames.unflatten(-1, (SIDE, SIDE)), path.time.expand(2, -1))
 
 
-@pytest.mark.parametrize("num_fitted", [0, 40])
+@pytest.mark.parametrize("continues", [False, True])
 def test_grey_films_have_the_damping_and_the_noise_of_the_draws(
-    grey_films: Trajectories, num_fitted: int
+    grey_films: Trajectories, continues: bool
 ) -> None:
     background, scatter = background_of(grey_films), background_scatter(grey_films)
     shared = {**SHARED, "something else": torch.zeros(8)}
     found = forecast_films(
-        GreyLamps(), a_guide(0.05), grey_films, background=background, scatter=scatter, shared=shared,
-        num_explained=80.0, num_fitted=num_fitted, num_draws=60,
+        GreyLamps(), a_guide(0.05), grey_films, trained=grey_films, continues=continues, shared=shared,
+        num_draws=60,
     )  # fmt: skip
     assert found.noise is not None
     torch.testing.assert_close(found.noise, torch.full((60, 2), NOISE))
@@ -233,18 +231,11 @@ def test_grey_films_have_the_damping_and_the_noise_of_the_draws(
     assert float(error) < 0.8 * float((background - frames).square().sum(-1).sqrt().mean())
 
 
-def test_what_grey_films_need_is_named(grey_films: Trajectories, films: Trajectories) -> None:
-    known: dict[str, Any] = {"background": background_of(grey_films), "num_explained": 1.0}
+def test_errors_are_told(films: Trajectories, grey_films: Trajectories) -> None:
     with pytest.raises(ValueError, match=r"shared must hold every site .* none of .*noise_scale"):
-        forecast_films(GreyLamps(), a_guide(), grey_films, **known)
-    with pytest.raises(ValueError, match="scatter must be given for grey frames"):
-        forecast_films(GreyLamps(), a_guide(), grey_films, shared=SHARED, **known)
-    with pytest.raises(ValueError, match="and for those alone; got Tensor"):
-        forecast_films(Lamps(), a_guide(), films, scatter=torch.ones(SIDE**2), **known)
-
-
-def test_errors_are_told(films: Trajectories) -> None:
+        forecast_films(GreyLamps(), a_guide(), grey_films, trained=grey_films)
     with pytest.raises(ValueError, match="num_context must be within the films; got 41"):
-        forecast_films(
-            Lamps(), a_guide(), films, background=background_of(films), num_explained=1.0, num_context=41
-        )
+        forecast_films(Lamps(), a_guide(), films, trained=films, num_context=41)
+    other = Trajectories.from_frames(films.frames[..., :-1], films.times)
+    with pytest.raises(ValueError, match=r"films must have frames of \(\d+, \d+\), as in training"):
+        forecast_films(Lamps(), a_guide(), films, trained=other)

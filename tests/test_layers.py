@@ -72,7 +72,7 @@ LAYERS = {
     "vinppl.cli": 8.4,
     "vinppl.plotting": 9,
     "vinppl.testing": 9,
-    "vinppl.study_plots": 9.1,
+    "vinppl.study_plots": 9.2,
     "vinppl.film_plots": 9.1,
     "vinppl": 10,
     "vinppl.models": 11,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vinppl.data import Trajectories, read_video, write_video
-from vinppl.film_forecast import background_of, background_scatter, forecast_films
+from vinppl.film_forecast import forecast_films
 from vinppl.fit import fit_svi
 from vinppl.models import PixelVIN
 from vinppl.periods import path_periods, posterior_periods
@@ -46,10 +46,8 @@ def test_a_clip_is_foretold_from_its_first_second(tmp_path: Path) -> None:
         result.model,
         result.guide,
         new,
-        background=background_of(data),
-        scatter=background_scatter(data),
+        trained=data,
         shared=draws,
-        num_explained=data.num_trajectories * data.num_times,
         num_context=CONTEXT,
     )
     levels = torch.stack([found.levels(n) for n in range(new.num_trajectories)])

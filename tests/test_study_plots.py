@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vinppl.study_plots import plot_example_forecasts, plot_scores_by_horizon
+from vinppl.study_plots import plot_embeddings, plot_example_forecasts, plot_scores_by_horizon
 
 HORIZONS = np.arange(1.0, 11.0)
 
@@ -67,3 +67,22 @@ def test_a_model_that_the_table_lacks_is_named(plot: object) -> None:
     frame = forecasts() if plot is plot_example_forecasts else scores()
     with pytest.raises(ValueError, match="none of missing"):
         plot(frame, {"missing": "?"})  # type: ignore[operator]
+
+
+def test_embeddings_turn_the_angle_of_a_circle_to_the_true_one() -> None:
+    time = np.arange(0.0, 6.0, 0.1)
+    truth, truth_v = np.sin(time), np.cos(time)
+    known = {"horizon_s": time, "truth": truth, "truth_v": truth_v}
+    frame = pd.concat(
+        [
+            pd.DataFrame({**known, "model": "plane", "q": truth_v, "v": truth}),
+            pd.DataFrame({**known, "model": "circle", "q": truth, "v": np.nan}),
+            pd.DataFrame({**known, "model": "vin", "q": 1.0 - truth, "v": -truth_v}),
+        ]
+    )
+    titles = {"plane": "Plane", "circle": "Circle", "vin": "VIN"}
+    figure = plot_embeddings(frame, titles, num_train=20, circles=("circle", "vin"))
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert list(panels) == ["Plane", "Circle", "VIN", "VIN, phase space", "truth"]
+    turned, true = (panels[name].collections[1].get_offsets() for name in ("VIN, phase space", "truth"))
+    np.testing.assert_allclose(turned, true, atol=1e-6)

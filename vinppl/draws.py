@@ -104,6 +104,18 @@ def latent_sites(trace: Any) -> list[str]:
     ]
 
 
+def require_latent(trace: Any, draws: Mapping[str, Tensor]) -> list[str]:
+    """Return `latent_sites`, all of which `draws` must hold.
+
+    Raises:
+        ValueError: naming those that it lacks.
+    """
+    names = latent_sites(trace)
+    missing = [name for name in names if name not in draws]
+    require(not missing, "draws must hold every latent site of the model", f"none of {', '.join(missing)}")
+    return names
+
+
 def trace_batch(model: Any, args: tuple[Any, ...], num_draws: int, nesting: int) -> Any:
     """Return a trace of one run of `model` inside of a plate of draws, unseen by outer handlers."""
 
@@ -158,9 +170,7 @@ def _run(model: Any, draws: Mapping[str, Tensor], args: tuple[Any, ...], trace: 
     """Run `model` once on a batch of draws; return its trace, the number of draws and the nesting."""
     nesting = plate_nesting(trace)
     num_draws = next(iter(draws.values())).shape[0]
-    latent = latent_sites(trace)
-    missing = [name for name in latent if name not in draws]
-    require(not missing, "draws must hold every latent site of the model", f"none of {', '.join(missing)}")
+    latent = require_latent(trace, draws)
     values = {name: _with_singletons(draws[name], trace.nodes[name], nesting) for name in latent}
     conditioned = poutine.condition(model, data=values)
     return trace_batch(conditioned, args, num_draws, nesting), num_draws, nesting

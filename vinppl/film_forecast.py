@@ -85,6 +85,10 @@ class FilmForecast:
         noise = None if self.noise is None else self.noise[:, clip].mean()
         return _log_prob(self._decoded(self.point[clip]), frames, noise)
 
+    def background_log_density(self, frames: Tensor) -> Tensor:
+        """Return the log density of frames where the model does not hold, in nats, `(time,)`."""
+        return _log_prob(self.background.logit(), frames, self.scatter)
+
     def arrays(self, films: Trajectories, *, num_known: int) -> FilmArrays:
         """Return the forecast beside what happened, for `vinppl.frame_scores` and `vinppl.film_plots`.
 
@@ -137,8 +141,7 @@ class FilmForecast:
         holds = self.holds[:, clip]
         noise = None if self.noise is None else self.noise[:, clip, None, None]
         explained = holds.log() + _log_prob(self._logits(clip), frames, noise)
-        still = _log_prob(self.background.logit(), frames, self.scatter)
-        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + still
+        lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + self.background_log_density(frames)
         return torch.logaddexp(explained, lapsed)
 
     def _logits(self, clip: int) -> Tensor:
@@ -154,15 +157,13 @@ def forecast_films(
     guide: AmortisedGuide,
     films: Trajectories,
     *,
-    background: Tensor,
-    num_explained: float,
-    num_fitted: int = 0,
+    trained: Trajectories,
+    continues: bool = False,
     num_context: int = 10,
     num_draws: int = 100,
     num_proposals: int = 400,
     seed: int = 0,
     shared: Mapping[str, Tensor] | None = None,
-    scatter: Tensor | None = None,
 ) -> FilmForecast:
     """Infer the initial states of films from their first frames and run the model over all their times.
 
@@ -173,30 +174,26 @@ def forecast_films(
         model: a fitted model of films.
         guide: its guide.
         films: clips whose first frames are known; of the others only the times are looked at.
-        background: mean level of each pixel where the model does not hold, `(pixel,)`; see `background_of`.
-        num_explained: frames that the model was fitted to.
-        num_fitted: the first frames of these very films that are among them, where the model cannot lapse; 0
-            for new films.
+        trained: the films that the model was fitted to. Their mean frame, and of grey ones the scatter
+            around it, is what is forecast where the model does not hold; how long it holds depends on how
+            many there are.
+        continues: whether `films` begin with those that the model was fitted to, where it cannot have
+            lapsed; by default they are new.
         num_context: first frames to infer from.
         num_draws: posterior draws of each clip.
         num_proposals: see `assimilate`.
         seed: of everything random.
         shared: posterior draws of the sites that all films share, such as `noise_scale` of grey frames and
             `damping.coefficient`, each `(draw, *site)`; what else there is among them is left out.
-        scatter: standard deviation of each pixel where the model does not hold, `(pixel,)`, for grey frames;
-            see `background_scatter`.
 
     Raises:
-        ValueError: for fewer times than `num_context`, sites that `shared` lacks, or grey frames without
-            `scatter`.
+        ValueError: for fewer times than `num_context`, frames of another size than those of `trained`, or
+            sites that `shared` lacks.
     """
     require(1 <= num_context <= films.num_times, "num_context must be within the films", num_context)
+    same = films.image_shape == trained.image_shape
+    require(same, f"films must have frames of {trained.image_shape}, as in training", films.image_shape)
     shared = shared or {}
-    require(
-        (scatter is not None) == ("noise_scale" in shared),
-        "scatter must be given for grey frames, and for those alone",
-        "none" if scatter is None else scatter,
-    )
     begin = films.first(num_context)
     found = assimilate(
         model, shared, begin, num_draws=num_draws, num_proposals=num_proposals, seed=seed, guide=guide
@@ -211,9 +208,14 @@ def forecast_films(
         paths = torch.cat([path.q, path.v], dim=-1)
         states, point = paths[:-1], paths[-1]
         logits = model.logits(*states[:, :, :num_context].chunk(2, dim=-1))
+    background, scatter = background_of(trained), None if noise is None else background_scatter(trained)
     explained = _log_prob(logits, begin.values, None if noise is None else noise[..., None, None])
-    ratio = explained - _log_prob(background.logit(), begin.values, scatter)
-    holds = survival(ratio, num_times=films.num_times, num_explained=num_explained, num_fitted=num_fitted)
+    holds = survival(
+        explained - _log_prob(background.logit(), begin.values, scatter),
+        num_times=films.num_times,
+        num_explained=int(trained.mask.any(-1).sum()),
+        num_fitted=trained.num_times if continues else 0,
+    )
     holds = torch.where(states.isfinite().all(-1), holds, 0.0)
     return FilmForecast(model, states, point, holds, background, found.effective_sizes, noise, scatter)
 

@@ -15,7 +15,7 @@ from scipy.signal import find_peaks
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.draws import latent_sites, learned, prototype
+from vinppl.draws import learned, prototype, require_latent
 from vinppl.encoders import INITIAL_SITES
 from vinppl.forecast import extend
 from vinppl.state import PhaseState
@@ -177,10 +177,7 @@ def _split_draws(
     model: Any, draws: Mapping[str, Tensor], data: Trajectories
 ) -> tuple[PhaseState, dict[str, Tensor]]:
     """Return initial states `(draw, trajectory, dim)` and the other sites, `(draw, 1, *site)`."""
-    trace = prototype(model, data)
-    names = latent_sites(trace)
-    missing = [name for name in names if name not in draws]
-    require(not missing, "draws must hold every latent site of the model", f"none of {', '.join(missing)}")
+    names = require_latent(prototype(model, data), draws)
     shared = {name: draws[name].unsqueeze(1) for name in names if name not in INITIAL_SITES}
     return PhaseState(*(draws[name] for name in INITIAL_SITES)), shared
 

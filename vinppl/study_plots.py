@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vinppl._checks import require
+from vinppl.film_plots import plot_latent_space
+from vinppl.latents import align
 from vinppl.plotting import COLOURS, GREY, WIDTH, DisplayedFigure, tidy
 
-__all__ = ["plot_example_forecasts", "plot_films", "plot_phase_portraits", "plot_scores_by_horizon"]
+__all__ = [
+    "plot_embeddings",
+    "plot_example_forecasts",
+    "plot_films",
+    "plot_phase_portraits",
+    "plot_scores_by_horizon",
+]
 
 
 def plot_example_forecasts(
@@ -163,6 +171,40 @@ def plot_films(frame: pd.DataFrame, models: Mapping[str, str]) -> Figure:
     for ax, horizon in zip(grid[0], horizons, strict=True):
         ax.set_title(f"+{horizon:g} s", fontsize=8)
     return figure
+
+
+def plot_embeddings(
+    frame: pd.DataFrame, models: Mapping[str, str], *, num_train: int, circles: Collection[str] = ()
+) -> Figure:
+    """Plot where models put the frames of one film against the true angle, as the VIN paper's Figure 5 does.
+
+    Args:
+        frame: one row for each model and time, with columns `model`, `horizon_s`, `q`, `v` (NaN for models of
+            one coordinate), `truth` and `truth_v` of a pendulum, in rad and rad per unit of time.
+        models: titles of the models to draw, by their names in the table, in this order.
+        num_train: how many of the first frames were trained on.
+        circles: names of the models whose `q` is an angle; their velocities are shown in a panel of their
+            own, over the angle that is turned to the true one.
+
+    Returns:
+        A panel for each model, those of velocities, and the true phase space.
+
+    Raises:
+        ValueError: if the table lacks one of the models.
+    """
+    _require_models(frame, models)
+    panels, true = {}, np.empty((0, 2))
+    for name, title in models.items():
+        part = frame[frame["model"] == name].sort_values("horizon_s")
+        states, true = part[["q", "v"]].to_numpy(), part[["truth", "truth_v"]].to_numpy()
+        planar = not np.isnan(states[:, 1]).any()
+        panels[title] = states if planar and name not in circles else states[:, :1]
+        if planar and name in circles:
+            turned = align(states[:, 0], true[:, 0], circle=True)
+            panels[f"{title}, phase space"] = np.stack([turned.values, turned.scale * states[:, 1]], axis=-1)
+    panels["truth"] = true
+    titles = [title for name, title in models.items() if name in circles]
+    return plot_latent_space(panels, true[:, 0], num_train=num_train, circles=titles)
 
 
 def _require_models(frame: pd.DataFrame, models: Mapping[str, str]) -> None:

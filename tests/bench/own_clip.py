@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from vinppl.data import Trajectories
-from vinppl.film_forecast import background_of, background_scatter, forecast_films
+from vinppl.film_forecast import forecast_films
 from vinppl.fit import SVIOptions, fit_svi
 from vinppl.models import PixelVIN, PixelVINConfig
 from vinppl.periods import path_periods, posterior_periods
@@ -95,10 +95,8 @@ def trial(camera: str, seed: int, quick: bool) -> list[dict[str, Any]]:
             result.model,
             result.guide,
             new,
-            background=background_of(data),
-            scatter=background_scatter(data),
+            trained=data,
             shared=draws,
-            num_explained=data.num_trajectories * data.num_times,
             num_context=CONTEXT,
             num_draws=64,
             seed=seed,
