@@ -490,7 +490,7 @@ TAUGHT = {1: 1500, 10: 3000}
 EXAMPLE = "example"
 """Protocol of the rows that hold a forecast instead of its scores."""
 
-VERSION = "1"
+VERSION = "2"
 """To be raised when a trial computes something else, so that results of before are not mixed in."""
 
 

@@ -192,10 +192,12 @@ class PixelFree(PyroModule):
 
     def pretrain(self, data: Trajectories, encoder: ClipEncoder) -> None:
         """Start from the arc length along the curve of frames, as `PixelVIN` does."""
-        positions = embedded_motion(data, self.manifold)
+        positions, period = embedded_motion(data, self.manifold)
         pretrain_baseline(self.dynamics, positions)
         path, sites = fit_motion(self.dynamics, positions)
-        self.found = sites | teach_frames(self, encoder, data, path, num_steps=self.config.num_taught)
+        self.found = sites | teach_frames(
+            self, encoder, data, path, num_steps=self.config.num_taught, period=period
+        )
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return what `pretrain` found of the sites that clips share; nothing before it ran."""

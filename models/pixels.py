@@ -215,10 +215,12 @@ class PixelVIN(PyroModule):
         which state of the motion. Damping and noise of grey levels start from what that leaves; see
         `initial_values`.
         """
-        positions = embedded_motion(data, self.manifold)
+        positions, period = embedded_motion(data, self.manifold)
         pretrain_potential(self.vin.potential, positions)
         path, sites = fit_motion(self.vin, positions, max_step_size=self.max_step_size)
-        self.found = sites | teach_frames(self, encoder, data, path, num_steps=self.config.num_taught)
+        self.found = sites | teach_frames(
+            self, encoder, data, path, num_steps=self.config.num_taught, period=period
+        )
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return what `pretrain` found of the sites that clips share; nothing before it ran."""

@@ -14,7 +14,8 @@ from vinppl.draws import seeded
 from vinppl.manifolds import Circle, Euclidean, Manifold
 from vinppl.models import PixelVIN, PixelVINConfig
 from vinppl.pretraining import teach_decoder, teach_encoder
-from vinppl.render import simulate_clips
+from vinppl.render import film, simulate_clips
+from vinppl.state import Trajectory
 from vinppl.vision import ClipEncoder, FrameDecoder, FrameEncoder, coordinates_of
 
 
@@ -175,3 +176,22 @@ def test_a_taught_encoder_reads_the_first_frames() -> None:
     assert bool((error[:, 0].abs() < pixel).all())
     assert bool((error[:, 1].abs() < 0.6).all())  # of velocities up to 2.2
     assert float(error[:, 1].square().mean().sqrt()) < 0.3
+
+
+def test_on_a_line_an_encoder_reads_the_turn_in_which_clips_begin() -> None:
+    time = torch.linspace(0, 6, 61, dtype=torch.float64)
+    q = 3.0 + 2.5 * time.unsqueeze(-1)  # more than two turns
+    q = q.unsqueeze(0)
+    frames = film("pendulum", q, size=12).to(q)
+    data = Trajectories.from_frames(frames, time.unsqueeze(0))
+    path = Trajectory(data.times, q, torch.full_like(q, 2.5))
+    config = PixelVINConfig(integrator="velocity_verlet", hidden_sizes=(32,))
+    encoder = PixelVIN(data, config).make_encoder(data)
+    with seeded(0):
+        teach_encoder(encoder, data, path, num_steps=800, period=2 * math.pi)
+    with torch.no_grad():
+        found = encoder(data.windows(10)).loc[:, 0]
+    # Half a turn to either side of 3.0 is nearest to the beginning; the last windows cross the cut.
+    assert float((found[:3] - 3.0).abs().max()) < 0.8
+    once_round = 25  # frames; the motion is as at the beginning
+    assert float((found[once_round : once_round + 3] - 3.0).abs().max()) < 0.8

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vinppl.vision import ClipEncoder
 
 __all__ = [
+    "EmbeddedMotion",
     "descend",
     "embedded_motion",
     "frame_scatter",
@@ -101,12 +102,24 @@ def _pretrain(
     return descend(parameters, misfit, num_steps=num_steps, learning_rate=learning_rate)[-1]
 
 
-def embedded_motion(data: Trajectories, manifold: Manifold) -> Trajectories:
-    """Return the positions that `embed_frames` gives the frames of clips, as measured trajectories.
+class EmbeddedMotion(NamedTuple):
+    """Positions of the frames of clips.
+
+    Attributes:
+        positions: as measured trajectories, which count revolutions.
+        period: distance of positions whose frames are equal; `None` if there are none.
+    """
+
+    positions: Trajectories
+    period: float | None
+
+
+def embedded_motion(data: Trajectories, manifold: Manifold) -> EmbeddedMotion:
+    """Return the positions that `embed_frames` gives the frames of clips.
 
     Args:
         data: clips.
-        manifold: of the positions; angles count revolutions.
+        manifold: of the positions.
     """
     found = embed_frames(data.frames, data.mask.all(-1), dim=manifold.dim, circle=manifold.any_periodic)
     values = np.full((*data.times.shape, found.position.shape[-1]), math.nan)
@@ -115,11 +128,18 @@ def embedded_motion(data: Trajectories, manifold: Manifold) -> Trajectories:
         for n, i in np.ndindex(len(values), values.shape[-1]):
             seen = ~np.isnan(values[n, :, i])
             values[n, seen, i] = np.unwrap(values[n, seen, i], period=found.period)
-    return Trajectories.from_arrays(data.times.cpu(), torch.from_numpy(values).to(data.values))
+    positions = Trajectories.from_arrays(data.times.cpu(), torch.from_numpy(values).to(data.values))
+    return EmbeddedMotion(positions, found.period)
 
 
 def teach_frames(
-    model: Any, encoder: ClipEncoder, data: Trajectories, path: Trajectory, *, num_steps: int
+    model: Any,
+    encoder: ClipEncoder,
+    data: Trajectories,
+    path: Trajectory,
+    *,
+    num_steps: int,
+    period: float | None = None,
 ) -> dict[str, Tensor]:
     """Teach the decoder of a model of films and an encoder which frame belongs to which state of a motion.
 
@@ -129,12 +149,13 @@ def teach_frames(
         data: clips.
         path: the states at their times.
         num_steps: Adam steps of each.
+        period: distance of positions whose frames are equal, if any.
 
     Returns:
         The site `noise_scale` as it is along the motion, of grey frames; nothing for black and white ones.
     """
     teach_decoder(model.logits, list(model.decoder.parameters()), data, path, num_steps=num_steps)
-    teach_encoder(encoder, data, path, num_steps=num_steps)
+    teach_encoder(encoder, data, path, num_steps=num_steps, period=period)
     return {} if model.emission.grey is None else {"noise_scale": frame_scatter(model.logits, data, path)}
 
 
@@ -182,6 +203,7 @@ def teach_encoder(
     num_steps: int = 3000,
     batch_size: int = 60,
     learning_rate: float = 2e-3,
+    period: float | None = None,
 ) -> None:
     """Teach an encoder of clips to read states off frames, and how far off it reads them.
 
@@ -190,6 +212,9 @@ def teach_encoder(
     three times what the encoder reads: all its readings share their frames.
     In the end its standard deviations are set to the errors that are left (their median, as of a normal).
 
+    On a line the frames of a motion that goes round have several positions, a period apart. No encoder
+    can tell them apart: it learns those of one turn, which is cut as far from where clips begin as can be.
+
     Args:
         encoder: of the beginnings of clips; changed in place.
         data: clips.
@@ -197,17 +222,24 @@ def teach_encoder(
         num_steps: Adam steps.
         batch_size: frames in each, about.
         learning_rate: of Adam, decaying to zero.
+        period: distance of positions whose frames are equal, if any.
     """
     manifold, dim = encoder.manifold, encoder.manifold.dim
     read = min(encoder.num_frames, data.num_times)
     length = min(3 * read, data.num_times)
     count = max(1, round(batch_size / length))
-    q, v = path.q.detach(), path.v.detach()
+    q, v, turn = path.q.detach(), path.v.detach(), torch.zeros_like(path.q)
+    if period is not None and not manifold.any_periodic:
+        turn = _turns(q, period)
+        q = q - period * turn
     spread = torch.cat([q, v], dim=-1).square().mean((0, 1)).sqrt().clamp_min(1e-6)
     seen, latest = data.mask.all(-1), (data.lengths - length).clamp_min(0)
 
     def errors(place: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return those of the features of frames and of the initial states of all stretches of `read`."""
+        """Return those of the features of frames and of the initial states of stretches of `read`.
+
+        All stretches that lie within a turn; all there are, if none does.
+        """
         there, codes = seen[place], encoder.codes(data.values[place])
         in_features = (codes[..., : manifold.num_features] - manifold.features(q[place]))[there]
         pieces = (x.unfold(1, read, 1).flatten(0, 1) for x in (data.times[place], there))
@@ -215,7 +247,10 @@ def teach_encoder(
         first = there.shape[1] - read + 1
         states = torch.cat([q[place], v[place]], dim=-1)[:, :first].flatten(0, 1)
         in_q = manifold.difference(inferred[:, :dim], states[:, :dim])
-        return in_features, torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
+        in_states = torch.cat([in_q, inferred[:, dim:] - states[:, dim:]], dim=-1)
+        turns = turn[place].unfold(1, read, 1).flatten(0, 1).flatten(1)
+        whole = turns.amax(1) == turns.amin(1)
+        return in_features, in_states[whole] if bool(whole.any()) else in_states
 
     pixels, target = data.values[seen], manifold.features(q)[seen]
 
@@ -239,6 +274,13 @@ def teach_encoder(
     with torch.no_grad():
         _, in_states = errors(every)
     encoder.set_scale(in_states.abs().median(0).values / NORMAL_MEDIAN)
+
+
+def _turns(q: Tensor, period: float) -> Tensor:
+    """Return the revolution of positions, `(clip, time, 1)`, counted from opposite to where clips begin."""
+    angle = (2 * math.pi / period) * q[:, 0]
+    begin = torch.atan2(angle.sin().mean(), angle.cos().mean()) * period / (2 * math.pi)
+    return ((q - begin) / period).round()
 
 
 def frame_scatter(decode: Callable[[Tensor, Tensor], Tensor], data: Trajectories, path: Trajectory) -> Tensor:
