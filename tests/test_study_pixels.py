@@ -61,8 +61,8 @@ def forecast() -> tuple[FilmForecast, Trajectories, Trajectory]:
 def test_what_the_paper_asks_comes_first_and_every_seed_is_paired(study: Any) -> None:
     found = study.trials(study.Config())
     names = [trial.name for trial in found]
-    assert len(names) == len(set(names)) == 10 * (5 + 2) + 4
-    assert all("-1-" in name for name in names[:50])
+    assert len(names) == len(set(names)) == 10 * (7 + 2) + 4
+    assert all("-1-" in name for name in names[:70])
     few = study.trials(study.Config(models=("vin_sv", "vae"), num_seeds=2))
     assert [t.name for t in few] == [
         *(f"mass_spring-{n}-vin_sv-{seed}" for n in (1, 10) for seed in range(2)),
