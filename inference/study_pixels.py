@@ -469,7 +469,7 @@ TITLES = {
     "vin_vv": "VIN-VV",
     "vin_sv": "VIN-SV",
     "res_rnn": "ResRNN",
-    "res_rnn_elbo": "ResRNN by the bound alone",
+    "res_rnn_elbo": "ResRNN, as in the paper",
 }
 
 EMBEDDED_TRAINED, EMBEDDED = 40, 120  # frames, as in the paper's Figure 5
