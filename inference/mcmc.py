@@ -38,7 +38,7 @@ class Config:
     """Options of a NUTS run.
 
     Attributes:
-        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical), or
+        model: a model of the suite (Pendulum, MassSpring, Duffing, HenonHeiles, Hierarchical), or
             package.module:Name, or path/to/file.py:Name.
         data: CSV, TXT, Parquet or NPZ file of trajectories, or films: a GIF, MP4, AVI, MOV or MKV file, a
             folder of numbered PNG pictures, an NPZ file of frames, or a folder of such.

@@ -52,8 +52,8 @@ class Config:
     """Options of an SVI run.
 
     Attributes:
-        model: a model of the suite (Pendulum, MassSpring, Duffing, Hierarchical, NoisyStates, PixelVIN), or
-            package.module:Name, or path/to/file.py:Name.
+        model: a model of the suite (Pendulum, MassSpring, Duffing, HenonHeiles, Hierarchical, NoisyStates,
+            PixelVIN), or package.module:Name, or path/to/file.py:Name.
         data: CSV, TXT, Parquet or NPZ file of trajectories, or films: a GIF, MP4, AVI, MOV or MKV file, a
             folder of numbered PNG pictures, an NPZ file of frames, or a folder of such.
         out: run folder.

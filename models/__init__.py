@@ -3,6 +3,7 @@
 from vinppl.models.duffing import Duffing, DuffingConfig
 from vinppl.models.free_dynamics import FreeDynamics, FreeDynamicsConfig
 from vinppl.models.hamiltonian import HamiltonianStates, HamiltonianStatesConfig
+from vinppl.models.henon_heiles import HenonHeiles, HenonHeilesConfig
 from vinppl.models.hierarchical import Hierarchical, HierarchicalConfig
 from vinppl.models.mass_spring import MassSpring, MassSpringConfig
 from vinppl.models.noisy_states import NoisyStates, NoisyStatesConfig
@@ -18,6 +19,8 @@ __all__ = [
     "FreeDynamicsConfig",
     "HamiltonianStates",
     "HamiltonianStatesConfig",
+    "HenonHeiles",
+    "HenonHeilesConfig",
     "Hierarchical",
     "HierarchicalConfig",
     "MassSpring",

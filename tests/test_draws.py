@@ -137,6 +137,18 @@ def test_predictive_noise_has_the_models_scale() -> None:
     assert torch.allclose(residual.std((0, 1, 2)) / expected, torch.ones(2), atol=0.017)
 
 
+def test_noise_free_predictions_are_the_means_of_noisy_ones() -> None:
+    data = simulated("mass_spring")
+    model = MassSpring(data, MassSpring.Config(noise="student_t"))
+    draws = prior_draws(model, data, 3)
+    mean = predict(model, draws, data, noise_free=True)
+    noisy = predict(model, draws, data)
+    assert set(mean) == set(noisy)
+    assert torch.equal(mean["states"], noisy["states"])
+    assert torch.equal(mean["obs"], mean["states"])  # both states are measured
+    assert not torch.equal(mean["obs"], noisy["obs"])
+
+
 def test_a_missing_site_is_named() -> None:
     data = simulated("mass_spring")
     model = MassSpring(data)

@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,16 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 from vinppl import export  # noqa: E402
-from vinppl.export import flatten_observed, get_group, group_names, read_result, to_arviz, write_result  # noqa: E402
+from vinppl.export import (  # noqa: E402
+    add_group,
+    flatten_observed,
+    get_group,
+    group_names,
+    read_result,
+    to_arviz,
+    unit_attribute,
+    write_result,
+)
 
 az = export.az
 
@@ -215,6 +225,40 @@ def test_arviz_itself_opens_the_file(result, tmp_path):
     write_result(opened, path)
     opened.close()
     assert_same(read_result(path), result)
+
+
+def test_groups_of_ones_own_are_added_and_kept(result, tmp_path):
+    width = xr.DataArray(np.arange(3.0), dims="horizon", coords={"horizon": [0.0, 1.0, 2.0]})
+    width["horizon"].attrs = unit_attribute("horizon", "seconds")
+    own = xr.Dataset({"width": width}, attrs={"estimator": "by hand"})
+    added = add_group(result, "growth", own)
+    assert group_names(added) == [*group_names(result), "growth"]
+    assert "growth" not in group_names(result)
+    back = read_result(write_result(added, tmp_path / "result.nc"))
+    xr.testing.assert_identical(get_group(back, "growth"), own)
+    assert get_group(back, "growth")["horizon"].attrs == {"units": "s"}
+    assert back.attrs == added.attrs == result.attrs
+    twice = add_group(added, "growth", 2 * own)
+    assert float(get_group(twice, "growth")["width"].max()) == 4.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ may remark on a group that it does not know
+        opened = az.from_netcdf(tmp_path / "result.nc")
+    assert "growth" in group_names(opened)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "error", "message"),
+    [
+        ("posterior", xr.Dataset(), ValueError, "none of ArviZ's own; got posterior"),
+        ("my/group", xr.Dataset(), ValueError, "must be a word; got 'my/group'"),
+        ("mine", xr.Dataset({"x": ("i", [1j])}), TypeError, r"mine\['x'\] must hold numbers"),
+        ("mine", xr.Dataset(attrs={"a": [1]}), TypeError, r"attrs\['a'\] must be text or a number"),
+    ],
+)
+def test_groups_that_cannot_be_added_are_named(result, name, dataset, error, message):
+    with pytest.raises(error, match=message):
+        add_group(result, name, dataset)
 
 
 def test_files_written_by_arviz_are_read(result, tmp_path):

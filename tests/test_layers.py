@@ -47,6 +47,7 @@ LAYERS = {
     "vinppl.priors": 6.5,
     "vinppl.estimates": 6.5,
     "vinppl.embedding": 6.5,
+    "vinppl.lyapunov": 6.5,
     "vinppl.vision": 6.55,
     "vinppl.pretraining": 6.6,
     "vinppl.draws": 6.9,
@@ -69,18 +70,20 @@ LAYERS = {
     "vinppl.film_forecast": 8.4,
     "vinppl.forecast": 8.3,
     "vinppl.periods": 8.4,
+    "vinppl.growth": 8.4,
     "vinppl.cli": 8.4,
     "vinppl.plotting": 9,
     "vinppl.testing": 9,
     "vinppl.study_plots": 9.2,
     "vinppl.film_plots": 9.1,
+    "vinppl.growth_plots": 9.1,
     "vinppl": 10,
     "vinppl.models": 11,
 }
 
 # Third-party packages that only some modules may import.
 KEPT_TO = {
-    "matplotlib": {"vinppl.plotting", "vinppl.study_plots", "vinppl.film_plots"},
+    "matplotlib": {"vinppl.plotting", "vinppl.study_plots", "vinppl.film_plots", "vinppl.growth_plots"},
     "arviz": {"vinppl.export", "vinppl.diagnostics"},
     "llvmlite": {"vinppl.native"},
     "distributed": {"vinppl.trials"},

@@ -33,7 +33,11 @@ SUITE = {
     and isinstance(getattr(vinppl.models, name), type)
     and hasattr(getattr(vinppl.models, name), "Config")
 }
-SYSTEM = {"MassSpring": "mass_spring", "Duffing": "duffing"}  # others are pendulums
+SYSTEM = {
+    "MassSpring": "mass_spring",
+    "Duffing": "duffing",
+    "HenonHeiles": "henon_heiles",
+}  # others are pendulums
 NETWORKS = ("FreeDynamics", "HamiltonianStates", "NoisyStates")
 SMALL: dict[str, dict[str, Any]] = {name: {"hidden_sizes": (4,)} for name in NETWORKS}
 
@@ -60,7 +64,7 @@ def has_option(name: str, option: str) -> bool:
 
 
 def test_the_suite_is_found() -> None:
-    assert set(SUITE) == {*NETWORKS, "Duffing", "Hierarchical", "MassSpring", "Pendulum"}
+    assert set(SUITE) == {*NETWORKS, "Duffing", "HenonHeiles", "Hierarchical", "MassSpring", "Pendulum"}
 
 
 # Shapes
@@ -192,10 +196,10 @@ def test_prior_predictive_is_finite(name: str) -> None:
     model = build(name, data)
     draws = prior_draws(model, data, 50)
     predicted = predict(model, draws, data)
-    # A spring that softens lets go beyond its barrier, and its force then grows with the cube: half of the
-    # Duffing model's prior does. The others grow at most exponentially.
+    # A spring that softens lets go beyond its barrier, and its force then grows with the cube (the square, of
+    # Hénon-Heiles): half of the Duffing model's prior does. The others grow at most exponentially.
     share = torch.isfinite(predicted["states"]).flatten(1).all(1).double().mean()
-    assert float(share) >= (0.2 if name == "Duffing" else 1.0)
+    assert float(share) >= (0.2 if name in ("Duffing", "HenonHeiles") else 1.0)
     if name != "FreeDynamics":  # which has none
         assert predicted["energy"].shape == (50, 3, 12)
 
@@ -244,7 +248,7 @@ def test_svi_forecast_and_arviz(name: str, tmp_path: Any) -> None:
     future = extend(train, horizon=0.0, held_out=held_out)
     ahead = forecast(model, result.sample(5), train, future, parameters=result.parameters)
     predictions = get_group(ahead, "predictions")
-    assert predictions["obs"].shape == (1, 5, 3, future.num_times, 2)
+    assert predictions["obs"].shape == (1, 5, 3, future.num_times, future.num_channels)
     assert predictions["states"].dims == ("chain", "draw", "trajectory", "time", "state")
 
 
@@ -364,6 +368,7 @@ def everything(name: str, data: Trajectories) -> list[Any]:
         "Pendulum": {"drag": (0.1, 1.0), "angle_offset": 0.1},
         "MassSpring": {"mass": (1.0, 0.1), "damping": (0.1, 1.0)},
         "Duffing": {"offset": 0.1},
+        "HenonHeiles": {},
         "Hierarchical": {"system": "spring"},
         "NoisyStates": {"mass": (1.0, 0.1), "damping": (0.1, 1.0), "weight_prior_scale": 1.0},
         "FreeDynamics": {"weight_prior_scale": 1.0},

@@ -26,6 +26,7 @@ from vinppl.scores import (
     relative_energy_error,
     rmse,
     valid_prediction_time,
+    valid_prediction_times,
 )
 
 NORMAL_QUANTILE = {0.5: 0.674490, 0.8: 1.281552, 0.9: 1.644854, 0.95: 1.959964}  # of (1 + level) / 2
@@ -169,6 +170,13 @@ def test_valid_prediction_time() -> None:
     assert valid_prediction_time(prediction[1], truth[1], times) == 3.0
     assert valid_prediction_time(prediction[2], truth[2], times) == 4.5  # good to the end
     assert valid_prediction_time(prediction, truth, np.tile(times, (3, 1))) == 3.0
+    assert valid_prediction_times(prediction, truth, times).tolist() == [2.0, 3.0, 4.5]
+    nothing = np.full((10, 2), np.nan)
+    found = valid_prediction_times(
+        np.stack([prediction[:2], prediction[1:]]), np.stack([truth[:2]] * 2), times
+    )
+    assert found.tolist() == [[2.0, 3.0], [3.0, 4.5]]
+    assert np.isnan(valid_prediction_times(nothing, nothing, times))
     assert valid_prediction_time(prediction[0], truth[0], times, threshold=0.05) == 4.5
     truth[0, 4:] = np.nan
     assert valid_prediction_time(prediction[0], truth[0], times) == 4.5

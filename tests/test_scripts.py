@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 
 from vinppl.data import write_csv, write_video
-from vinppl.export import get_group, read_result
+from vinppl.export import get_group, group_names, read_result
 from vinppl.render import simulate_clips
 from vinppl.simulate import simulate
 from vinppl.systems import system
@@ -42,6 +42,7 @@ SCRIPTS = {
     "mcmc.py": ["--num-chains INT", "R-hat needs at least two", "--columns.position", "--set NAME=VALUE"],
     "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
     "demo.py": ["--out PATH", "--quick"],
+    "study_growth.py": ["--num-records INT", "address of a dask scheduler", "--quick"],
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_pixels.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
 }
@@ -183,13 +184,20 @@ def test_svi_from_simulation_to_forecast(tmp_path: Path) -> None:
         "uncertainty.png",
         "energy.png",
         "phase_portrait.png",
+        "uncertainty_growth.png",
     }
+    assert "q: sd " in out
+    assert "Two draws agree for " in out
     assert {path.name for path in moved.iterdir()} == names | written
     scores = pd.read_csv(moved / "scores.csv")
     assert len(scores) > 0
     assert np.isfinite(scores.select_dtypes("number").to_numpy()).all()
     predictions = az.from_netcdf(str(moved / "forecast.nc")).predictions
     assert predictions["obs"].shape == (1, 10, 2, 25, 2)
+    growth = get_group(read_result(moved / "forecast.nc"), "uncertainty_growth")
+    assert list(growth["part"].values) == ["initial_state", "potential", "forces", "observation"]
+    run(moved.parent, "forecast.py", "renamed", "--num-draws", "5")  # too few to say what makes the spread
+    assert "uncertainty_growth" not in group_names(read_result(moved / "forecast.nc"))
 
     # A result of the documented layout serves all of ArviZ.
     result = az.from_netcdf(str(moved / "result.nc"))
@@ -357,6 +365,30 @@ def test_the_study_of_pixels_writes_its_tables_and_figures(tmp_path: Path, model
     assert {"embeddings.png", "portraits_mass_spring.png", "films_mass_spring.png"} <= {
         path.name for path in (tmp_path / "study").glob("*.png")
     }
+
+
+def test_the_study_of_growth_compares_laws_with_the_systems(tmp_path: Path) -> None:
+    arguments = ("--quick", "--systems", "mass_spring", "--num-workers", "1", "--out", "study")
+    out, _ = run(tmp_path, "study_growth.py", *arguments)
+    assert "Distances between draws" in out
+    table = read_table(tmp_path / "study" / "uncertainty_growth.csv")
+    assert table["system"].tolist() == ["mass_spring"]
+    assert table["law"].isin(["constant", "linear"]).all()
+    assert abs(table["lyapunov"][0]) < 0.05
+    _, err = run(tmp_path, "study_growth.py", "--systems", "lorenz", status=2)
+    assert "systems must be among mass_spring, pendulum, henon_heiles, duffing; got lorenz" in check_error(
+        err
+    )
+
+
+@pytest.mark.slow
+def test_chaotic_forecasts_grow_at_the_lyapunov_exponent(tmp_path: Path) -> None:
+    arguments = ("--systems", "henon_heiles", "duffing", "--num-seeds", "1", "--out", "study")
+    finish(start(tmp_path, "study_growth.py", *arguments), timeout=3600)
+    table = read_table(tmp_path / "study" / "uncertainty_growth.csv").set_index("system")
+    assert (table["law"] == "exponential").all()
+    assert table.loc["duffing", "lyapunov"] == pytest.approx(0.1572, abs=0.016)  # Sprott (2003), A.4.6
+    assert table["ratio"].between(0.8, 1.2).all(), table[["rate", "rate_error", "lyapunov"]]
 
 
 # Interruptions

@@ -71,11 +71,14 @@ _HOME = {
     "fit_svi": "fit",
     "from_mcmc": "posterior",
     "from_svi": "posterior",
+    "growth_verdict": "growth",
     "make_integrator": "integrators",
+    "maximal_lyapunov_exponent": "lyapunov",
     "predict": "draws",
     "read_result": "export",
     "read_trajectories": "data",
     "system": "systems",
+    "uncertainty_growth": "growth",
     "write_csv": "data",
     "write_result": "export",
 }
@@ -127,11 +130,14 @@ __all__ = [
     "fit_svi",
     "from_mcmc",
     "from_svi",
+    "growth_verdict",
     "make_integrator",
+    "maximal_lyapunov_exponent",
     "predict",
     "read_result",
     "read_trajectories",
     "system",
+    "uncertainty_growth",
     "write_csv",
     "write_result",
 ]
@@ -148,9 +154,11 @@ if TYPE_CHECKING:
     from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
     from vinppl.forces import ControlSignal, CoulombFriction, Drive, LinearDamping, QuadraticDamping
     from vinppl.forecast import extend
+    from vinppl.growth import growth_verdict, uncertainty_growth
     from vinppl.guides import AmortisedGuide, FullRankGuide
     from vinppl.integrators import INTEGRATORS, Mechanics, make_integrator
     from vinppl.logdensity import LogDensity
+    from vinppl.lyapunov import maximal_lyapunov_exponent
     from vinppl.manifolds import Circle, Euclidean, Manifold, Torus
     from vinppl.mass import MassSpec
     from vinppl.parameters import Learned

@@ -13,6 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -20,10 +21,12 @@ from vinppl._checks import require
 from vinppl.rollout import without_energy
 
 __all__ = [
+    "CONTINUATION",
     "Draws",
     "batch_size",
     "batches",
     "collect",
+    "continuations",
     "latent_sites",
     "plate_nesting",
     "pointwise_log_likelihood",
@@ -35,6 +38,11 @@ __all__ = [
 
 Draws = dict[str, Tensor]
 """Sites by name, each `(num_draws, *plates, *event)`."""
+
+
+CONTINUATION = "is_continuation"
+"""Mark, in the `infer` of a site, of one that exists in forecasts only: it continues a random process beyond
+the times of the fit, and is drawn from its prior given what was inferred there."""
 
 
 class seeded:
@@ -93,7 +101,10 @@ def plate_nesting(trace: Any) -> int:
 
 
 def latent_sites(trace: Any) -> list[str]:
-    """Return the names of the sites that inference is about, in the order of the model."""
+    """Return the names of the sites that inference is about, in the order of the model.
+
+    Those that continue a process in forecasts (see `CONTINUATION`) are none of them.
+    """
     return [
         name
         for name, site in trace.nodes.items()
@@ -101,6 +112,16 @@ def latent_sites(trace: Any) -> list[str]:
         and not site["is_observed"]
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic", False)
+        and not site["infer"].get(CONTINUATION, False)
+    ]
+
+
+def continuations(trace: Any) -> list[str]:
+    """Return the names of the sites that continue a process in forecasts; see `CONTINUATION`."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["infer"].get(CONTINUATION, False)
     ]
 
 
@@ -170,8 +191,8 @@ def _run(model: Any, draws: Mapping[str, Tensor], args: tuple[Any, ...], trace: 
     """Run `model` once on a batch of draws; return its trace, the number of draws and the nesting."""
     nesting = plate_nesting(trace)
     num_draws = next(iter(draws.values())).shape[0]
-    latent = require_latent(trace, draws)
-    values = {name: _with_singletons(draws[name], trace.nodes[name], nesting) for name in latent}
+    given = [*require_latent(trace, draws), *(name for name in continuations(trace) if name in draws)]
+    values = {name: _with_singletons(draws[name], trace.nodes[name], nesting) for name in given}
     conditioned = poutine.condition(model, data=values)
     return trace_batch(conditioned, args, num_draws, nesting), num_draws, nesting
 
@@ -202,6 +223,7 @@ def predict(
     chunk_size: int = 250,
     seed: int = 0,
     parameters: Mapping[str, Tensor] | None = None,
+    noise_free: bool = False,
 ) -> Draws:
     """Run `model` forward from posterior (or prior) draws on the times of `data`.
 
@@ -210,18 +232,22 @@ def predict(
 
     Args:
         model: Pyro model of one argument, the data.
-        draws: latent sites, each `(num_draws, *plates, *event)`.
+        draws: latent sites, each `(num_draws, *plates, *event)`; those that continue a process may be
+            among them, and are drawn otherwise.
         data: where to predict; its values are not looked at.
         sites: sites to return; by default all observed and deterministic ones.
         means: whether to return the means of the observed ones given each draw too, called `<site>_mean`.
         chunk_size: draws that run as one batch.
         seed: of the predictive noise.
         parameters: learned parameters of the model, unconstrained, by name.
+        noise_free: take the mean of observed sites given each draw instead of sampling them.
 
     Returns:
         The sites, each `(num_draws, *plates, *event)`.
     """
     free = poutine.uncondition(model)
+    if noise_free:
+        free = _MeanOfObserved()(free)
     trace = prototype(model, data)
     chunks: list[Draws] = []
     skip = contextlib.nullcontext() if sites is None or "energy" in sites else without_energy()
@@ -237,13 +263,24 @@ def predict(
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
+class _MeanOfObserved(Messenger):
+    """Give sites that `poutine.uncondition` freed the mean of their distribution."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("was_observed") and not msg["is_observed"]:
+            msg["value"], msg["done"] = msg["fn"].mean, True
+
+
 def _outputs(trace: Any) -> list[str]:
     """Return the observed and deterministic sites of a model."""
     latent = set(latent_sites(trace))
     return [
         name
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and name not in latent and not site_is_subsample(site)
+        if site["type"] == "sample"
+        and name not in latent
+        and not site_is_subsample(site)
+        and not site["infer"].get(CONTINUATION, False)
     ]
 
 

@@ -72,12 +72,14 @@ __all__ = [
     "ARVIZ_MAJOR",
     "GROUPS",
     "Groups",
+    "add_group",
     "flatten_observed",
     "get_group",
     "group_names",
     "read_result",
     "require_group",
     "to_arviz",
+    "unit_attribute",
     "write_result",
 ]
 
@@ -288,6 +290,38 @@ def get_group(result: InferenceData | xr.DataTree, name: str) -> xr.Dataset:
     require(name in names, f"group must be one of {', '.join(names)}", name, error=KeyError)
     dataset: xr.Dataset = result[name].to_dataset() if isinstance(result, xr.DataTree) else result[name]
     return dataset
+
+
+def add_group(
+    result: InferenceData | xr.DataTree, name: str, dataset: xr.Dataset
+) -> InferenceData | xr.DataTree:
+    """Return `result` with one more group, for example what a study found out about a forecast.
+
+    Args:
+        result: what `to_arviz` or `read_result` returned; it is not changed.
+        name: of the group, none of those that ArviZ knows. A group of that name is replaced.
+        dataset: its content, labelled; attributes must be text or numbers.
+
+    Raises:
+        ValueError: if the name is one of ArviZ's own groups or no word.
+        TypeError: if it holds what netCDF cannot.
+    """
+    require(name.isidentifier(), "the name of a group must be a word", repr(name))
+    require(name not in GROUPS, "the name of a group must be none of ArviZ's own", name)
+    for key, variable in dataset.variables.items():
+        _as_array(name, str(key), variable.values)
+    attrs: dict[str, Any] = {str(key): value for key, value in result.attrs.items()}
+    _global_attrs({str(key): value for key, value in dataset.attrs.items()})
+    datasets = {group: get_group(result, group) for group in group_names(result)}
+    return _container(datasets | {name: dataset}, attrs)
+
+
+def unit_attribute(name: str, unit: str) -> dict[str, str]:
+    """Return the attributes that say the unit of a variable; none without a unit.
+
+    Words that xarray would decode into time deltas become symbols.
+    """
+    return _units(name, {name: unit})
 
 
 def require_group(result: Any, name: str, why: str, fix: str = "") -> xr.Dataset:
@@ -566,7 +600,10 @@ def _container(
 ) -> InferenceData | xr.DataTree:
     if ARVIZ_MAJOR < 1:
         arguments: dict[str, Any] = {"attrs": dict(attrs), **datasets}
-        return az.InferenceData(**arguments)
+        with warnings.catch_warnings():
+            # ArviZ 0.23 remarks on groups beyond its own scheme, such as `uncertainty_growth`.
+            warnings.filterwarnings("ignore", ".*not defined in the InferenceData scheme", UserWarning)
+            return az.InferenceData(**arguments)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=dict(attrs)), **datasets})
 
 

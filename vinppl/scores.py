@@ -39,6 +39,7 @@ __all__ = [
     "relative_energy_error",
     "rmse",
     "valid_prediction_time",
+    "valid_prediction_times",
 ]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -186,25 +187,40 @@ def valid_prediction_time(
         Median over trajectories of that time after the first of `times`. A prediction that stays good
         counts with the last time, so the value is then a lower bound.
     """
+    y = np.asarray(truth, dtype=np.float64)
+    found = valid_prediction_times(prediction, y, times, threshold, periodic=periodic)
+    measured = ~np.isnan(y).all((-2, -1))
+    return float(np.median(found[measured])) if measured.any() else math.nan
+
+
+def valid_prediction_times(
+    prediction: ArrayLike,
+    truth: ArrayLike,
+    times: ArrayLike,
+    threshold: float = 0.025,
+    *,
+    periodic: ArrayLike | None = None,
+) -> Array:
+    """Return the valid prediction time of every trajectory, shape `(*batch)`; see `valid_prediction_time`.
+
+    It is NaN where nothing was measured.
+    """
     guess, y = _pair(prediction, truth)
     require(y.ndim >= 2, "truth must have shape (*batch, time, coordinate)", y)
     require(threshold > 0, "threshold must be positive", threshold)
     t = np.asarray(times, dtype=np.float64)
     require(t.shape in (y.shape[-2:-1], y.shape[:-1]), f"times must have shape {y.shape[-2:-1]}", t)
-    t = np.broadcast_to(t, y.shape[:-1]).reshape(-1, y.shape[-2])
-    squares = (_difference(guess, y, periodic) ** 2).reshape(len(t), *y.shape[-2:])
-    truths = y.reshape(squares.shape)
-    found = []
-    for square, target, grid in zip(squares, truths, t, strict=True):
-        measured = ~np.isnan(target)
-        if not measured.any():
-            continue
-        counts = np.maximum(measured.sum(-1), 1)
-        # NaN errors (a prediction that blew up) fail the comparison and so end the valid stretch.
-        errors = np.where(measured, square, 0.0).sum(-1) / counts
-        failed = ~(errors <= threshold * np.mean(target[measured] ** 2))
-        found.append((grid[np.argmax(failed)] if failed.any() else grid[-1]) - grid[0])
-    return float(np.median(found)) if found else math.nan
+    t = np.broadcast_to(t, y.shape[:-1])
+    measured = ~np.isnan(y)
+    squares = np.where(measured, _difference(guess, y, periodic) ** 2, 0.0)
+    # NaN errors (a prediction that blew up) fail the comparison and so end the valid stretch.
+    errors = squares.sum(-1) / np.maximum(measured.sum(-1), 1)
+    counts = measured.sum((-2, -1))
+    size = np.where(measured, y, 0.0) ** 2
+    failed = ~(errors <= threshold * (size.sum((-2, -1)) / np.maximum(counts, 1))[..., None])
+    last = np.where(failed.any(-1), failed.argmax(-1), t.shape[-1] - 1)
+    end = np.take_along_axis(t, last[..., None], axis=-1)[..., 0]
+    return np.where(counts > 0, end - t[..., 0], math.nan)
 
 
 def relative_energy_error(energy: ArrayLike, *, scale: ArrayLike | None = None) -> Array:
