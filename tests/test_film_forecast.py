@@ -15,10 +15,11 @@ from pyro.distributions import Bernoulli, LogNormal, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from vinppl.backgrounds import background_of, background_scatter
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.encoders import InitialPosterior
-from vinppl.film_forecast import FilmForecast, background_of, background_scatter, forecast_films
+from vinppl.film_forecast import FilmForecast, forecast_films
 from vinppl.forces import LinearDamping
 from vinppl.frame_scores import film_scores
 from vinppl.potentials import Harmonic

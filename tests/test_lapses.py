@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vinppl.lapses import survival
+from vinppl.lapses import prior_survival, survival
 
 
 def by_enumeration(log_ratio: list[float], num_times: int, explained: float, fitted: int = 0) -> list[float]:
@@ -42,6 +42,12 @@ def test_explained_frames_lengthen_it_and_unexplained_ones_end_it() -> None:
     torch.testing.assert_close(few[:, -1], torch.full((2,), 71 / 121))  # (1 + 60 + 10) / (1 + 60 + 60)
     assert bool((many[:, -1] > 0.9).all())
     assert float(survival(-good, num_times=60, num_explained=600.0).max()) < 1e-10
+
+
+def test_before_anything_is_seen_it_is_the_rule_of_succession() -> None:
+    times = torch.tensor([1.0, 5.0, 9.0])
+    found = prior_survival(times, num_explained=3.0, num_fitted=torch.tensor([[4], [9]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 4 / 5, 4 / 9], [1.0, 1.0, 1.0]]))
 
 
 def test_errors_are_told() -> None:

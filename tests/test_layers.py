@@ -58,6 +58,7 @@ LAYERS = {
     "vinppl.checkpoint": 8,
     "vinppl.export": 8,
     "vinppl.loading": 8,
+    "vinppl.backgrounds": 7,
     "vinppl.diagnostics": 8.05,
     "vinppl.runs": 8.1,
     "vinppl.fit": 8.1,

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.distributions import Normal
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vinppl._checks import require
 from vinppl.assimilation import assimilate
+from vinppl.backgrounds import background_of, background_scatter, frame_log_density
 from vinppl.frame_scores import FilmArrays
 from vinppl.lapses import survival
 from vinppl.posterior import dataset_coords
@@ -26,13 +25,7 @@ if TYPE_CHECKING:
     from vinppl.data import Trajectories
     from vinppl.guides import AmortisedGuide
 
-__all__ = ["FilmForecast", "background_of", "background_scatter", "forecast_films"]
-
-FAINTEST = 1e-3
-"""Least probability that a pixel of the background is white, or black."""
-
-LEAST_SCATTER = 1e-2
-"""Least standard deviation of a grey pixel of the background; compressed films never hold it quite still."""
+__all__ = ["FilmForecast", "forecast_films"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +76,11 @@ class FilmForecast:
     def point_log_density(self, clip: int, frames: Tensor) -> Tensor:
         """Return the log density of each frame given the posterior mean's path, in nats, `(time,)`."""
         noise = None if self.noise is None else self.noise[:, clip].mean()
-        return _log_prob(self._decoded(self.point[clip]), frames, noise)
+        return frame_log_density(self._decoded(self.point[clip]), frames, noise)
 
     def background_log_density(self, frames: Tensor) -> Tensor:
         """Return the log density of frames where the model does not hold, in nats, `(time,)`."""
-        return _log_prob(self.background.logit(), frames, self.scatter)
+        return frame_log_density(self.background.logit(), frames, self.scatter)
 
     def arrays(self, films: Trajectories, *, num_known: int) -> FilmArrays:
         """Return the forecast beside what happened, for `vinppl.frame_scores` and `vinppl.film_plots`.
@@ -140,7 +133,7 @@ class FilmForecast:
         """Return the log density of each frame under each draw, `(draw, time)`."""
         holds = self.holds[:, clip]
         noise = None if self.noise is None else self.noise[:, clip, None, None]
-        explained = holds.log() + _log_prob(self._logits(clip), frames, noise)
+        explained = holds.log() + frame_log_density(self._logits(clip), frames, noise)
         lapsed = torch.log1p(-holds.clamp_max(1 - 1e-7)) + self.background_log_density(frames)
         return torch.logaddexp(explained, lapsed)
 
@@ -209,40 +202,12 @@ def forecast_films(
         states, point = paths[:-1], paths[-1]
         logits = model.logits(*states[:, :, :num_context].chunk(2, dim=-1))
     background, scatter = background_of(trained), None if noise is None else background_scatter(trained)
-    explained = _log_prob(logits, begin.values, None if noise is None else noise[..., None, None])
+    explained = frame_log_density(logits, begin.values, None if noise is None else noise[..., None, None])
     holds = survival(
-        explained - _log_prob(background.logit(), begin.values, scatter),
+        explained - frame_log_density(background.logit(), begin.values, scatter),
         num_times=films.num_times,
         num_explained=int(trained.mask.any(-1).sum()),
         num_fitted=trained.num_times if continues else 0,
     )
     holds = torch.where(states.isfinite().all(-1), holds, 0.0)
     return FilmForecast(model, states, point, holds, background, found.effective_sizes, noise, scatter)
-
-
-def background_of(films: Trajectories) -> Tensor:
-    """Return the mean level of each pixel, `(pixel,)`, never quite 0 or 1; the share of white, if binary."""
-    seen = films.values[films.mask.all(-1)]
-    return seen.mean(0).clamp(FAINTEST, 1 - FAINTEST)
-
-
-def background_scatter(films: Trajectories) -> Tensor:
-    """Return the standard deviation of each pixel's grey level over all frames, `(pixel,)`, never quite 0."""
-    seen = films.values[films.mask.all(-1)]
-    return seen.std(0, correction=0).clamp_min(LEAST_SCATTER)
-
-
-def _log_prob(logits: Tensor, frames: Tensor, noise: Tensor | None) -> Tensor:
-    """Return the log probability, or density, of the pixels of frames that are not NaN.
-
-    Args:
-        logits: of white, or of the mean grey level, broadcastable with `frames`.
-        frames: `(*batch, time, pixel)`.
-        noise: standard deviation of grey levels, broadcastable with them; `None` for black and white.
-    """
-    logits, target = torch.broadcast_tensors(logits, frames)
-    if noise is not None:
-        grey = Normal(logits.sigmoid(), noise, validate_args=False).log_prob(target.nan_to_num())
-        return torch.where(target.isnan(), 0.0, grey).sum(-1)
-    each = -binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
-    return torch.where(target.isnan(), 0.0, each).sum(-1)

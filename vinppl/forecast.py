@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vinppl._checks import require
+from vinppl.backgrounds import background_of, background_scatter, frame_log_density
 from vinppl.draws import (
     Draws,
     batch_size,
@@ -20,9 +21,11 @@ from vinppl.draws import (
     pointwise_log_likelihood,
     predict,
     prototype,
+    seeded,
 )
 from vinppl.errors import DataError, NumericalWarning
 from vinppl.export import to_arviz
+from vinppl.lapses import prior_survival
 from vinppl.posterior import (
     CONSTANT_DIMS,
     arrays,
@@ -167,8 +170,9 @@ def forecast(
         Groups `posterior`, `predictions` (`obs`, `states` and `energy` where the model records them)
         and `predictions_constant_data` (`times`, `measured`, `in_sample`, `forecast_start`). Of films
         `predictions` also hold `obs_mean`, the mean frames under each draw, and `frame_log_likelihood`, the
-        log density of each measured frame; both come for the path from the posterior mean too, with its
-        states, as constants named `.._at_mean`.
+        log density of each measured frame, with the chance that the motion has ceased to hold (see
+        `vinppl.lapses`): frames are then those of the background. For the path from the posterior mean both
+        come without it, with its states, as constants named `.._at_mean`.
 
     Raises:
         DataError: if the model has a latent value for every sample, and so no dynamics to forecast by.
@@ -200,7 +204,7 @@ def forecast(
     constants: Draws = {}
     if film:
         density, constants = _frame_density(model, draws, future, chunk_size, parameters)
-        predicted["frame_log_likelihood"] = density
+        predicted |= _with_lapses(predicted, density, data, future, grey="noise_scale" in draws, seed=seed)
     num_draws = int(finite.sum())
     last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
     groups = {
@@ -243,6 +247,34 @@ def _require_dynamics(trace: Any, draws: Mapping[str, Tensor]) -> None:
             "It has a value for every sample: a model without dynamics cannot forecast.",
             error=DataError,
         )
+
+
+def _with_lapses(
+    predicted: Mapping[str, Tensor],
+    density: Tensor,
+    data: Trajectories,
+    future: Trajectories,
+    *,
+    grey: bool,
+    seed: int,
+) -> Draws:
+    """Return predictions of films as mixtures of the motion and the background that a lapse leaves."""
+    level, scatter = background_of(data), background_scatter(data) if grey else None
+    frames = torch.where(future.mask, future.values, math.nan)
+    still = frame_log_density(level.logit(), frames, scatter)
+    times = torch.arange(1, future.num_times + 1).to(density)
+    explained = int(data.mask.any(-1).sum())
+    holds = prior_survival(times, num_explained=explained, num_fitted=data.lengths.unsqueeze(-1))
+    with seeded(seed + 1):
+        ended = (torch.rand_like(density[..., :1]) > holds).unsqueeze(-1)
+        every = level.expand(predicted["obs"].shape)
+        drawn = torch.bernoulli(every) if scatter is None else every + scatter * torch.randn_like(every)
+    share = holds.unsqueeze(-1)
+    return {
+        "obs": torch.where(ended, drawn, predicted["obs"]),
+        "obs_mean": share * predicted["obs_mean"] + (1 - share) * level,
+        "frame_log_likelihood": torch.logaddexp(holds.log() + density, torch.log1p(-holds) + still),
+    }
 
 
 def _frame_density(

@@ -13,15 +13,28 @@ from torch import Tensor
 
 from vinppl._checks import require
 
-__all__ = ["survival"]
+__all__ = ["prior_survival", "survival"]
+
+
+def prior_survival(times: Tensor, *, num_explained: float, num_fitted: Tensor | int = 0) -> Tensor:
+    """Return the probability that the model holds through so many frames, before any of them is seen.
+
+    With an exponential prior, of mean one a frame, over the rate of lapses, F explained frames leave
+    Gamma(1, 1 + F) of it: P(no lapse within t frames) = (1 + F) / (1 + F + t).
+
+    Args:
+        times: numbers of frames, any shape.
+        num_explained: F, the frames that the model was trained on.
+        num_fitted: the first of these very frames that are among them: there it has not lapsed.
+    """
+    at_risk = (times - num_fitted).clamp_min(0)
+    return (1 + num_explained) / (1 + num_explained + at_risk)
 
 
 def survival(log_ratio: Tensor, *, num_times: int, num_explained: float, num_fitted: int = 0) -> Tensor:
     """Return the probability that the model still holds at each time, given the first measurements.
 
-    With an exponential prior, of mean one a frame, over the rate of lapses, F explained frames leave
-    Gamma(1, 1 + F) of it: before a new film is seen P(no lapse within t frames) = (1 + F) / (1 + F + t).
-    Bayes' rule over the time of the lapse then adds what the first frames say.
+    Bayes' rule over the time of the lapse adds what the first frames say to `prior_survival`.
 
     Args:
         log_ratio: log density of each measured time under the model, less that under the background,
@@ -40,8 +53,7 @@ def survival(log_ratio: Tensor, *, num_times: int, num_explained: float, num_fit
     require(num_times >= measured, f"num_times must be at least the {measured} measured", num_times)
     require(num_explained >= 0, "num_explained must be 0 or more", num_explained)
     times = torch.arange(num_times + 1, dtype=log_ratio.dtype, device=log_ratio.device)
-    at_risk = (times - num_fitted).clamp_min(0)
-    holds = (1 + num_explained) / (1 + num_explained + at_risk)  # through the first t frames
+    holds = prior_survival(times, num_explained=num_explained, num_fitted=num_fitted)
     lapses_at = holds[:-1] - holds[1:]  # at frame t, which is the first that the background draws
     gained = torch.nn.functional.pad(log_ratio, (1, num_times - measured)).cumsum(-1)  # over earlier frames
     weights = torch.cat([lapses_at.log() + gained[..., :-1], holds[-1].log() + gained[..., -1:]], dim=-1)
