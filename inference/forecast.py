@@ -65,6 +65,7 @@ def main(config: Config) -> None:
         draws,
         run.train,
         future,
+        trained=run.fitted,
         seed=config.seed,
         parameters=run.parameters,
         attrs={"model": run.options["model"], "run": run.folder.path.name},

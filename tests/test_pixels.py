@@ -245,6 +245,10 @@ def test_a_forecast_holds_mean_frames_and_their_densities(likelihood: str) -> No
     still = train.values.mean((0, 1)).clamp(1e-3, 1 - 1e-3).numpy()
     mixed = holds[:, None] * levels.numpy() + (1 - holds)[:, None] * still
     np.testing.assert_allclose(arrays.levels, mixed, rtol=1e-6)
+    more = film_arrays(forecast(model, draws, train, future, trained=data)).levels[:, :, -1]
+    longer, level = 24 / (24 + future.num_times - 6), data.values[data.mask.all(-1)].mean(0)
+    expected = longer * levels[:, :, -1] + (1 - longer) * level.clamp(1e-3, 1 - 1e-3)
+    np.testing.assert_allclose(more, expected, rtol=1e-6)
     assert torch.allclose(torch.as_tensor(arrays.levels_at_mean), at_mean)
     assert torch.allclose(torch.as_tensor(arrays.states_at_mean), path[0])
     if likelihood == "gaussian":

@@ -132,8 +132,9 @@ class LoadedRun:
         folder: where it lies.
         options: its options, as plain values.
         model: its model, built anew.
-        train: the measurements that were fitted, or the last of them that the posterior's initial states
-            belong to (with windows, or a guide that reads a few samples), where forecasts begin.
+        fitted: the measurements that were fitted.
+        train: all of them, or the last that the posterior's initial states belong to (with windows, or a
+            guide that reads a few samples), where forecasts begin.
         held_out: those that were not, `None` for none.
         posterior: its ArviZ object.
         parameters: learned parameters by name, unconstrained; empty for NUTS.
@@ -142,6 +143,7 @@ class LoadedRun:
     folder: RunFolder
     options: dict[str, Any]
     model: Any
+    fitted: Trajectories
     train: Trajectories
     held_out: Trajectories | None
     posterior: Any
@@ -186,7 +188,7 @@ def load_run(path: str | Path) -> LoadedRun:
     parameters = {} if saved is None else {k: v.to(train.values.device) for k, v in saved["best"].items()}
     posterior = read_result(folder.result)
     count = get_group(posterior, "constant_data")["times"].shape[-1]
-    return LoadedRun(folder, options, model, train.last(count), held_out, posterior, parameters)
+    return LoadedRun(folder, options, model, train, train.last(count), held_out, posterior, parameters)
 
 
 def rebuild(config_type: Any, values: dict[str, Any]) -> Any:

@@ -147,6 +147,7 @@ def forecast(
     data: Trajectories,
     future: Trajectories,
     *,
+    trained: Trajectories | None = None,
     chunk_size: int = 250,
     seed: int = 0,
     parameters: Mapping[str, Tensor] | None = None,
@@ -159,8 +160,9 @@ def forecast(
     Args:
         model: Pyro model of one argument, the data.
         draws: latent sites, each `(num_draws, *site)`.
-        data: the measurements that were fitted.
+        data: the measurements at whose first time the draws' initial states are.
         future: where to predict, from `extend`.
+        trained: all films that were fitted, if `data` are the last frames of them; see `vinppl.lapses`.
         chunk_size: draws that run as one batch.
         seed: of the predictive noise.
         parameters: learned parameters of the model, unconstrained, by name.
@@ -204,7 +206,9 @@ def forecast(
     constants: Draws = {}
     if film:
         density, constants = _frame_density(model, draws, future, chunk_size, parameters)
-        predicted |= _with_lapses(predicted, density, data, future, grey="noise_scale" in draws, seed=seed)
+        predicted |= _with_lapses(
+            predicted, density, data, future, trained or data, grey="noise_scale" in draws, seed=seed
+        )
     num_draws = int(finite.sum())
     last = data.times.gather(-1, (data.lengths - 1).unsqueeze(-1))
     groups = {
@@ -254,16 +258,17 @@ def _with_lapses(
     density: Tensor,
     data: Trajectories,
     future: Trajectories,
+    trained: Trajectories,
     *,
     grey: bool,
     seed: int,
 ) -> Draws:
     """Return predictions of films as mixtures of the motion and the background that a lapse leaves."""
-    level, scatter = background_of(data), background_scatter(data) if grey else None
+    level, scatter = background_of(trained), background_scatter(trained) if grey else None
     frames = torch.where(future.mask, future.values, math.nan)
     still = frame_log_density(level.logit(), frames, scatter)
     times = torch.arange(1, future.num_times + 1).to(density)
-    explained = int(data.mask.any(-1).sum())
+    explained = int(trained.mask.any(-1).sum())
     holds = prior_survival(times, num_explained=explained, num_fitted=data.lengths.unsqueeze(-1))
     with seeded(seed + 1):
         ended = (torch.rand_like(density[..., :1]) > holds).unsqueeze(-1)
