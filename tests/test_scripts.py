@@ -355,7 +355,7 @@ def test_the_study_of_pixels_writes_its_tables_and_figures(tmp_path: Path, model
     out, err = run(tmp_path, *arguments, timeout=900)
     assert "failed" not in out + err
     table = read_table(tmp_path / "study" / "table1.csv")
-    known = {"vin_so2", "vin_vv", "vin_sv", "res_rnn"}
+    known = {"vin_so2", "vin_vv", "vin_sv", "res_rnn", "res_rnn_elbo"}
     assert set(table["model"]) == (known & set(models) if models else known)
     assert set(table["protocol"]) == {"paper", "unseen1"}
     assert set(table["forecast"]) == {"mean", "posterior", "constant"}
