@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 from vinppl import native
 
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores Ctrl-C and hands that on; tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def global_torch_state() -> dict[str, Any]:

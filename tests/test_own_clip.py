@@ -36,7 +36,7 @@ def test_a_clip_is_foretold_from_its_first_second(tmp_path: Path) -> None:
     result = fit_svi(PixelVIN(data), data)
     draws = result.sample(100, data=data)
 
-    periods = torch.as_tensor(posterior_periods(result.model, draws, data)["median"].to_numpy())
+    periods = torch.as_tensor(posterior_periods(result.model, draws, data)["median"].to_numpy(copy=True))
     _, path = simulate_clips("pendulum", num_clips=10, num_times=4 * LONGEST, seed=0)
     truth = path_periods(path.q[..., 0], path.time, angle=True)
     # Near the separatrix a period says more about the last digit of the energy than about the film.
