@@ -39,6 +39,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import LocalStates, first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, Drive, LinearDamping
 from vinppl.potentials import DuffingPotential
@@ -137,6 +138,15 @@ class Duffing(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        drive = "G u(t)" if self.driven else ""
+        offset = "F_0" if self.driven and self.config.offset is not None else ""
+        force = signed_sum("−a q", "−b q³", "−c v", drive, offset)
+        noise = measurement_lines(self.config.noise)
+        symbols = {"potential.stiffness": "a", "potential.cubic": "b"}
+        return Equations((f"d²q/dt² = {force}", INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

@@ -37,6 +37,7 @@ from vinppl._checks import require_choice
 from vinppl.baselines import AbstractBaseline, FreeField, FreeMap
 from vinppl.data import Trajectories
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines
 from vinppl.estimates import first_states, noise_estimate
 from vinppl.manifolds import Manifold
 from vinppl.pretraining import pretrain_baseline
@@ -50,6 +51,13 @@ HIDDEN_SIZES = {"feed_forward": (1000,), "residual": (1000,), "ode": (200, 200)}
 that is integrated is that of the baseline by the authors of Hamiltonian neural networks."""
 
 INTEGRATORS = {"residual": "euler", "ode": "rk4"}
+
+LAWS = {
+    "feed_forward": ("g", "x(t + h) = g_θ(x(t))"),
+    "residual": ("f", "x(t + h) = x(t) + h f_θ(x(t))"),
+    "ode": ("f", "dx/dt = f_θ(x)"),
+}
+"""Name of the network and law of motion, as text."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,12 @@ class FreeDynamics(PyroModule):
             self.dynamics.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        law = LAWS[self.config.dynamics]
+        network = f"{law[0]}_θ: neural network with weights θ; x = (q, v)"
+        return Equations((law[1], network, INITIAL_LINE, *measurement_lines(self.config.noise)))
 
     def pretrain(self, data: Trajectories) -> None:
         """Move the network near the rates of change seen in the data, before any rollout."""

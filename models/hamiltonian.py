@@ -38,6 +38,7 @@ from torch import Tensor
 from vinppl.baselines import HamiltonianNetwork
 from vinppl.data import Trajectories
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines
 from vinppl.estimates import first_states, noise_estimate
 from vinppl.manifolds import Manifold
 from vinppl.pretraining import pretrain_baseline
@@ -128,6 +129,11 @@ class HamiltonianStates(PyroModule):
             self.dynamics.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        law = ("dq/dt = ∂H_θ/∂p,  dp/dt = −∂H_θ/∂q,  p = v", "H_θ(q, p): neural network with weights θ")
+        return Equations((*law, INITIAL_LINE, *measurement_lines(self.config.noise)))
 
     def pretrain(self, data: Trajectories) -> None:
         """Move the field near the rates of change seen in the data, before any rollout."""

@@ -39,6 +39,7 @@ from vinppl._checks import require
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.potentials import FunctionPotential
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, normal, state_scales
@@ -127,6 +128,12 @@ class HenonHeiles(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        law = ("d²q_1/dt² = −ω² q_1 − 2 a q_1 q_2", "d²q_2/dt² = −ω² q_2 − a (q_1² − q_2²)")
+        symbols = {"potential.stiffness": "ω²", "potential.coupling": "a"}
+        return Equations((*law, INITIAL_LINE, *measurement_lines(self.config.noise)), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

@@ -45,6 +45,7 @@ from vinppl._checks import require_choice
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import GaussianSeries
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.parameters import move_distribution
@@ -126,6 +127,22 @@ class Hierarchical(PyroModule):
             noise = GaussianSeries(data.observe(path), scale.unsqueeze(-2), mask=data.mask)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        pendulum = self.config.system == "pendulum"
+        force = signed_sum(
+            "−(g/l) sin q" if pendulum else "−k q", "" if self.config.damping is None else "−c v"
+        )
+        noise = (*measurement_lines("gaussian", scale="σ_{nc}"), "σ_{nc} = s_c exp(κ ε_{nc})")
+        symbols = {
+            "potential.gravity_over_length": "g/l",
+            "potential.stiffness": "k",
+            "noise_population": "s_c",
+            "noise_spread": "κ",
+            "noise_deviation": "ε_{nc}",
+        }
+        return Equations((f"d²q/dt² = {force}", INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

@@ -34,6 +34,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.potentials import Harmonic
@@ -113,6 +114,14 @@ class MassSpring(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        config = self.config
+        mass = "" if config.mass is None else "m "
+        force = signed_sum("−k q", "" if config.damping is None else "−c v")
+        noise = measurement_lines(config.noise)
+        return Equations((f"{mass}d²q/dt² = {force}", INITIAL_LINE, *noise), {"potential.stiffness": "k"})
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

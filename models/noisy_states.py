@@ -42,6 +42,7 @@ from vinppl._checks import require, require_choice
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, VelocityGain, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
@@ -202,6 +203,15 @@ class NoisyStates(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        config = self.config
+        mass = "" if config.mass is None else "m "
+        force = signed_sum("−∂U_θ/∂q", "" if config.damping is None else "−c v")
+        kind = "random features" if config.potential == "random_features" else "neural network"
+        noise = measurement_lines(config.noise, gain=config.velocity_gain is not None)
+        return Equations((f"{mass}d²q/dt² = {force}", f"U_θ(q): {kind} with weights θ", INITIAL_LINE, *noise))
 
     def pretrain(self, data: Trajectories) -> None:
         """Move the potential near the accelerations seen in the data, before any rollout."""

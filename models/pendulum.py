@@ -39,6 +39,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, VelocityGain, make_emission
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, LinearDamping, QuadraticDamping
 from vinppl.potentials import PendulumPotential
@@ -129,6 +130,19 @@ class Pendulum(PyroModule):
             self.vin.record(path)
             pyro.sample("obs", noise, obs=data.values)
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        config = self.config
+        angle = "q" if config.angle_offset is None else "(q − δ)"
+        force = signed_sum(
+            f"−(g/l) sin {angle}",
+            "" if config.damping is None else "−c v",
+            "" if config.drag is None else "−d |v| v",
+        )
+        noise = measurement_lines(config.noise, gain=config.velocity_gain is not None)
+        symbols = {"potential.gravity_over_length": "g/l", "potential.angle_offset": "δ"}
+        return Equations((f"d²q/dt² = {force}", INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

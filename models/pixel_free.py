@@ -37,6 +37,7 @@ from vinppl.baselines import AbstractBaseline, FreeField, FreeMap
 from vinppl.data import Trajectories
 from vinppl.draws import seeded
 from vinppl.emissions import LikelihoodName, make_pixel_emission
+from vinppl.equations import INITIAL_LINE, Equations, pixel_lines
 from vinppl.fit import fit_motion
 from vinppl.manifolds import Euclidean
 from vinppl.pretraining import (
@@ -164,6 +165,13 @@ class PixelFree(PyroModule):
             with poutine.scale(scale=data.num_times / len(chosen)):
                 pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        step = "x(t) + h f_θ(x(t))" if self.config.dynamics == "residual" else "f_θ(x(t))"
+        networks = "f_θ, g_φ: neural networks with weights θ and φ, learned as point estimates; x = (q, v)"
+        pixels = pixel_lines("x(t)", grey=self.emission.grey is not None)
+        return Equations((f"x(t + h) = {step}", networks, INITIAL_LINE, *pixels), {"noise_scale": "σ"})
 
     def run(self, initial: PhaseState, data: Trajectories) -> Trajectory:
         """Return the motion from initial states, `(*batch, clip, dim)`, at the times of `data`."""

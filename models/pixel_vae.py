@@ -40,6 +40,7 @@ from vinppl._checks import require
 from vinppl.data import Trajectories
 from vinppl.draws import seeded
 from vinppl.emissions import LikelihoodName, make_pixel_emission
+from vinppl.equations import Equations, pixel_lines
 from vinppl.manifolds import Manifold
 from vinppl.priors import log_normal
 from vinppl.vision import FrameDecoder, NetworkName, PositionEncoder
@@ -122,6 +123,12 @@ class PixelVAE(PyroModule):
         with clips:
             pyro.sample("obs", frames, obs=data.values)
         return q
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        networks = "g_φ: neural network with weights φ, learned as point estimates; no law joins the frames"
+        pixels = pixel_lines("q_t", grey=self.emission.grey is not None)
+        return Equations((networks, *pixels), {"position": "q_t", "noise_scale": "σ"})
 
     def decode(self, q: Tensor) -> Tensor:
         """Return the mean grey levels of frames, `(*batch, height, width)`, at positions `(*batch, dim)`."""

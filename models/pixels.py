@@ -44,6 +44,7 @@ from vinppl.data import Trajectories
 from vinppl.draws import seeded
 from vinppl.dynamics import VIN
 from vinppl.emissions import LikelihoodName, make_pixel_emission
+from vinppl.equations import INITIAL_LINE, Equations, pixel_lines, signed_sum
 from vinppl.fit import fit_motion
 from vinppl.forces import LinearDamping
 from vinppl.manifolds import Manifold
@@ -180,6 +181,13 @@ class PixelVIN(PyroModule):
             with poutine.scale(scale=data.num_times / len(chosen)):
                 pyro.sample("obs", frames, obs=data.values[:, chosen])
         return path
+
+    def equations(self) -> Equations:
+        """Return the equations with these options."""
+        law = signed_sum("−∂U_θ/∂q", "" if self.config.damping is None else "−c v")
+        networks = "U_θ, g_φ: neural networks with weights θ and φ, learned as point estimates"
+        pixels = pixel_lines("q(t)", grey=self.emission.grey is not None)
+        return Equations((f"d²q/dt² = {law}", networks, INITIAL_LINE, *pixels), {"noise_scale": "σ"})
 
     def run(self, initial: PhaseState, data: Trajectories) -> Trajectory:
         """Return the motion from initial states, `(*batch, clip, dim)`, at the times of `data`."""

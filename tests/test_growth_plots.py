@@ -15,7 +15,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from vinppl.growth_plots import plot_growth_comparison, plot_uncertainty_growth
-from vinppl.plotting import save_figure
+from vinppl.plotting import figure_width, save_figure
 
 PARTS = ("initial_state", "potential", "friction of the pivot", "observation")
 T = np.linspace(0.0, 10.0, 60)
@@ -108,6 +108,20 @@ def test_all_panels_are_there() -> None:
     assert steps.get_ydata()[0] == 1.0
     # Two of ten units of time hold those of 40 draws that stay valid to the end.
     assert steps.get_ydata()[-1] == pytest.approx(np.mean(np.linspace(2, 12, 40) >= 10))
+
+
+def test_panels_stand_below_each_other_where_it_is_narrow() -> None:
+    with figure_width(4.0):
+        figure = plot_uncertainty_growth(growth())
+    figure.draw_without_rendering()
+    assert [ax.get_ylabel() for ax in figure.axes[:3]] == [
+        "sd of angle (rad)",
+        "share of variance",
+        "sd of rate",
+    ]
+    tops = [ax.bbox.y1 for ax in figure.axes]
+    assert tops == sorted(tops, reverse=True)
+    assert figure.get_size_inches()[0] == 4.0
 
 
 def test_one_trajectory_one_channel_and_no_law() -> None:

@@ -24,6 +24,7 @@ LAYERS = {
     "vinppl.distributions": 1,
     "vinppl.importance": 1,
     "vinppl.lapses": 1,
+    "vinppl.equations": 1,
     "vinppl.parameters": 2,
     "vinppl.manifolds": 2,
     "vinppl.nn": 2.5,
@@ -78,13 +79,21 @@ LAYERS = {
     "vinppl.study_plots": 9.2,
     "vinppl.film_plots": 9.1,
     "vinppl.growth_plots": 9.1,
+    "vinppl.report": 9.2,
     "vinppl": 10,
     "vinppl.models": 11,
 }
 
 # Third-party packages that only some modules may import.
 KEPT_TO = {
-    "matplotlib": {"vinppl.plotting", "vinppl.study_plots", "vinppl.film_plots", "vinppl.growth_plots"},
+    "matplotlib": {
+        "vinppl.plotting",
+        "vinppl.study_plots",
+        "vinppl.film_plots",
+        "vinppl.growth_plots",
+        "vinppl.report",
+    },
+    "jinja2": {"vinppl.report"},
     "arviz": {"vinppl.export", "vinppl.diagnostics"},
     "llvmlite": {"vinppl.native"},
     "distributed": {"vinppl.trials"},

@@ -502,3 +502,23 @@ def test_bad_options_of_random_features() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             random_features(data, **options)
+
+
+# Equations
+
+
+@every_model
+def test_equations_hold_the_symbols_of_all_sites(name: str) -> None:
+    data = data_for(name)
+    told = set()
+    for model in everything(name, data):
+        equations = model.equations()
+        whole = "\n".join(equations.lines)
+        told.add(whole)
+        for site in latent_sites(prototype(model, data)):
+            symbol = equations.symbol(site)
+            assert symbol, f"{site} has no symbol"
+            assert re.search(rf"(?<![A-Za-zα-ω]){re.escape(symbol)}(?![A-Za-zα-ω_])", whole), (
+                f"{symbol} ({site}) is not in {whole}"
+            )
+    assert len(told) > 1 or name in ("HenonHeiles", "Hierarchical")  # options change what is assumed

@@ -49,6 +49,12 @@ def turning(count: int = 40) -> tuple[Trajectories, torch.Tensor]:
     return Trajectories.from_frames(film("pendulum", angle[None, :, None], size=12), 0.1), angle
 
 
+def test_equations_name_the_position() -> None:
+    equations = build(clips()).equations()
+    assert equations.symbol("position") == "q_t"
+    assert any("Bernoulli(g_φ(q_t))" in line for line in equations.lines)
+
+
 @pytest.mark.parametrize(("circle", "dim"), KINDS)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("network", ["mlp", "conv"])

@@ -67,6 +67,18 @@ def test_sites_and_shapes(kind: Any, likelihood: str, network: str) -> None:
     assert predicted["states"].shape == (3, 2, 24, 2)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_equations_follow_the_options(kind: Any) -> None:
+    data = film(levels="grey")
+    model = build(kind, data)
+    equations = model.equations()
+    whole = "\n".join(equations.lines)
+    assert "Normal(g_φ(" in whole
+    for site in latent_sites(prototype(model, data)):
+        assert equations.symbol(site) in whole, site
+    assert "Bernoulli(g_φ(" in "\n".join(build(kind, film()).equations().lines)
+
+
 def test_likelihood_follows_the_frames() -> None:
     grey, binary = film(levels="grey"), film()
     assert "noise_scale" in prototype(build(PixelVIN, grey), grey).nodes

@@ -21,6 +21,9 @@ from matplotlib.figure import Figure
 from vinppl import plotting
 from vinppl.export import to_arviz
 from vinppl.plotting import (
+    columns_that_fit,
+    current_width,
+    figure_width,
     plot_energy,
     plot_fan_chart,
     plot_forecast_comparison,
@@ -129,8 +132,11 @@ def legend_labels(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_cut_off_and_legends_cover_no_axes(name: str) -> None:
-    figure = FIGURES[name]()
+@pytest.mark.parametrize("width", [7.2, 4.0])
+def test_nothing_is_cut_off_and_legends_cover_no_axes(name: str, width: float) -> None:
+    with figure_width(width):
+        figure = FIGURES[name]()
+    assert figure.get_figwidth() <= width
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -147,7 +153,7 @@ def test_nothing_is_cut_off_and_legends_cover_no_axes(name: str) -> None:
         assert not any(legend.get_window_extent(renderer).overlaps(ax.bbox.padded(-1)) for ax in visible)
     columns = len({round(ax.bbox.x0) for ax in visible})
     for ax in visible:
-        assert ax.bbox.width > 0.75 * page.width / columns
+        assert ax.bbox.width > (0.75 if width > 5 else 0.7) * page.width / columns
         assert ax.bbox.height > 0.2 * page.height / len(visible)
 
 
@@ -159,6 +165,17 @@ def test_global_state_is_left_alone(name: str) -> None:
     assert dict(matplotlib.rcParams) == settings
     assert matplotlib.get_backend() == backend
     assert pyplot.get_fignums() == opened
+
+
+def test_the_width_of_figures_holds_for_a_block() -> None:
+    with figure_width(4.0):
+        assert current_width() == 4.0
+        assert (columns_that_fit(3), columns_that_fit(5, 1.4), columns_that_fit(1)) == (1, 2, 1)
+        assert len({round(ax.bbox.x0) for ax in plot_uncertainty(make_forecast()).axes}) == 1
+    assert current_width() == 7.2
+    assert columns_that_fit(3) == 3
+    with pytest.raises(ValueError, match="the width of figures must be positive"), figure_width(0.0):
+        pass
 
 
 def test_module_imports_without_torch() -> None:

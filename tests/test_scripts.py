@@ -41,6 +41,7 @@ SCRIPTS = {
     "svi.py": ["--model STR", "path/to/file.py:Name", "--columns.time STR", "--train-fraction FLOAT"],
     "mcmc.py": ["--num-chains INT", "R-hat needs at least two", "--columns.position", "--set NAME=VALUE"],
     "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
+    "report.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--trajectory INT"],
     "demo.py": ["--out PATH", "--quick"],
     "study_growth.py": ["--num-records INT", "address of a dask scheduler", "--quick"],
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],

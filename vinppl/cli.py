@@ -25,7 +25,7 @@ from vinppl.checkpoint import load_checkpoint
 from vinppl.data import ColumnSpec, Trajectories, is_video, read_trajectories, read_video
 from vinppl.draws import Draws
 from vinppl.errors import ConvergenceWarning, DataError, NonFiniteError, NumericalWarning, SolveError
-from vinppl.export import get_group, read_result
+from vinppl.export import get_group, group_names, read_result
 from vinppl.loading import build_model
 from vinppl.runs import RunFolder
 
@@ -187,6 +187,12 @@ def load_run(path: str | Path) -> LoadedRun:
     saved = load_checkpoint(folder.checkpoint / "svi.pt") if options["kind"] == "svi" else None
     parameters = {} if saved is None else {k: v.to(train.values.device) for k, v in saved["best"].items()}
     posterior = read_result(folder.result)
+    missing = sorted({"posterior", "constant_data"} - set(group_names(posterior)))
+    if missing:
+        raise DataError(
+            f"{folder.result} holds no {' and no '.join(missing)}. "
+            f"Run inference/{options['kind']}.py again to write it anew."
+        )
     count = get_group(posterior, "constant_data")["times"].shape[-1]
     return LoadedRun(folder, options, model, train, train.last(count), held_out, posterior, parameters)
 

@@ -17,7 +17,7 @@ from vinppl.export import az, require_group
 if TYPE_CHECKING:
     from arviz import InferenceData
 
-__all__ = ["Convergence", "convergence", "summary"]
+__all__ = ["Convergence", "convergence", "scalar_draws", "summary"]
 
 MAX_RHAT = 1.01
 MIN_ESS_PER_CHAIN = 100
@@ -52,7 +52,7 @@ def summary(result: InferenceData | xr.DataTree, *, max_rows: int = 40) -> pd.Da
     require(max_rows >= 1, "max_rows must be at least 1", max_rows)
     posterior = require_group(result, "posterior", "a summary is of posterior draws")
     kept = _smallest(posterior, max_rows)
-    names, draws = _scalars(posterior[kept], constants=True)
+    names, draws = scalar_draws(posterior[kept], constants=True)
     names, draws = names[:max_rows], draws[:, :, :max_rows]
     low, high = np.quantile(draws, (0.05, 0.95), axis=(0, 1))
     with np.errstate(invalid="ignore"):
@@ -166,7 +166,7 @@ def convergence(result: InferenceData | xr.DataTree, *, max_tree_depth: int | No
         "convergence is judged for MCMC",
         "Draws from a variational guide are independent; look at the losses of the fit instead.",
     )
-    names, draws = _scalars(posterior)  # (chain, draw, parameter)
+    names, draws = scalar_draws(posterior)  # (chain, draw, parameter)
     table = _table(names, draws)
     if max_tree_depth is None:
         max_tree_depth = int(stats.attrs.get("max_tree_depth", result.attrs.get("max_tree_depth", 10)))
@@ -192,8 +192,16 @@ def convergence(result: InferenceData | xr.DataTree, *, max_tree_depth: int | No
     )
 
 
-def _scalars(posterior: xr.Dataset, *, constants: bool = False) -> tuple[list[str], Array]:
-    """Return the varying scalars of all variables, by name and as `(chain, draw, parameter)`."""
+def scalar_draws(posterior: xr.Dataset, *, constants: bool = False) -> tuple[list[str], Array]:
+    """Return the scalars of all variables, by name and as `(chain, draw, parameter)`.
+
+    Args:
+        posterior: variables with the dimensions `chain` and `draw`; others are left out.
+        constants: whether to keep those that never vary.
+
+    Returns:
+        Names like `initial_position[0, q0]`, and the draws.
+    """
     names: list[str] = []
     columns: list[Array] = []
     for name in _sampled(posterior):

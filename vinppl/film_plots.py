@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vinppl._checks import require
 from vinppl.data import write_video
 from vinppl.frame_scores import FilmArrays, film_arrays
-from vinppl.plotting import COLOURS, DPI, GREY, WIDTH, DisplayedFigure, tidy
+from vinppl.plotting import COLOURS, DPI, GREY, WIDTH, DisplayedFigure, columns_that_fit, current_width, tidy
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -43,7 +43,8 @@ def plot_frames(
     Args:
         forecast: of films.
         horizons: times since the forecast begins, in the unit of the file's times, one column for each; the
-            nearest frame is shown. By default ten, from the first frame of the forecast to the last.
+            nearest frame is shown. By default ten, or as many as fit, from the first frame of the forecast to
+            the last.
         trajectory: index or name of the clip.
 
     Returns:
@@ -56,7 +57,8 @@ def plot_frames(
     film = film_arrays(forecast)
     n, horizon = _clip(film, trajectory)
     ahead = horizon[horizon > 0]
-    even = np.linspace(ahead[0], ahead[-1], 10) if ahead.size else horizon[-1:]
+    count = columns_that_fit(10, 0.7)
+    even = np.linspace(ahead[0], ahead[-1], count) if ahead.size else horizon[-1:]
     wanted = np.asarray(even if horizons is None else horizons, dtype=np.float64)
     slack = 1e-6 + float(np.diff(horizon).max(initial=0.0))
     inside = bool(np.all((wanted >= horizon[0] - slack) & (wanted <= horizon[-1] + slack)))
@@ -66,7 +68,7 @@ def plot_frames(
     levels = film.levels[:, n, chosen]
     rows = film.truth[n, chosen], levels.mean(0, dtype=np.float64), levels.std(0, dtype=np.float64)
     height, width = film.image_shape
-    panel = max(0.62, WIDTH / (len(chosen) + 1))
+    panel = max(0.62, current_width() / (len(chosen) + 1))
     size = (panel * (len(chosen) + 1.2), 3 * panel * height / width + 0.5)
     figure = DisplayedFigure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(3, len(chosen), squeeze=False)
@@ -74,7 +76,7 @@ def plot_frames(
         axes[0].set_ylabel(label)
         for ax, frame in zip(axes, values, strict=True):
             style = ("viridis", 0.5) if label == "sd" else ("gray", 1.0)
-            image = _show(ax, frame.reshape(height, width), *style)
+            image = show_frame(ax, frame.reshape(height, width), *style)
     for ax, t in zip(grid[0], horizon[chosen], strict=True):
         ax.set_title(f"{t:+.3g} {film.time_unit}".rstrip(), fontsize="small")
     figure.colorbar(image, ax=list(grid[2]), fraction=0.05, pad=0.01, ticks=[0, 0.5])
@@ -124,7 +126,8 @@ def plot_latent_portrait(
     paths = film.states[:, n, : len(horizon)][..., pair]
     mean = film.states_at_mean[n, : len(horizon)][:, pair]
     if ax is None:
-        figure: Figure = DisplayedFigure(figsize=(5.6, 4.6), dpi=DPI, layout="constrained")
+        size = (min(5.6, current_width()), 4.6)
+        figure: Figure = DisplayedFigure(figsize=size, dpi=DPI, layout="constrained")
         ax = figure.subplots()
     else:
         figure = ax.figure.figure  # the root, also of a subfigure
@@ -282,8 +285,8 @@ def _enlarged(frame: Array, scale: int) -> Array:
     return levels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _show(ax: Axes, frame: Array, colours: str, most: float) -> Any:
-    """Draw a frame, or a blank panel for one that was not filmed."""
+def show_frame(ax: Axes, frame: Array, colours: str = "gray", most: float = 1.0) -> Any:
+    """Draw a frame `(height, width)` of levels from 0 to `most`, or a blank panel for one of NaN."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set(color=GREY, linewidth=0.5)

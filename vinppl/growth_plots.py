@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vinppl._checks import require
 from vinppl.growth import WORDS, growth_of, mean_growth
-from vinppl.plotting import COLOURS, DPI, GREY, WIDTH, DisplayedFigure, tidy
+from vinppl.plotting import COLOURS, DPI, GREY, WIDTH, DisplayedFigure, columns_that_fit, current_width, tidy
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -72,8 +72,10 @@ def plot_uncertainty_growth(
     require(not unknown, f"channels must be among {', '.join(names)}", ", ".join(unknown))
     has_law = "separation" in growth
     rows = len(chosen) + has_law
-    figure = DisplayedFigure(figsize=(WIDTH, 0.9 + 1.9 * rows), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False)
+    beside = columns_that_fit(2)
+    size = (current_width(), 0.9 + 1.9 * (2 * rows // beside))
+    figure = DisplayedFigure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(2 * rows // beside, beside, squeeze=False).reshape(rows, 2)
     parts = _drawn_parts(mean)
     for (left, right), name in zip(grid, chosen, strict=False):
         at = mean.sel(channel=name)
@@ -90,7 +92,12 @@ def plot_uncertainty_growth(
         ax.margins(x=0.01)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper left", ncols=min(5, len(labels)), frameon=False, fontsize="small"
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=columns_that_fit(min(5, len(labels)), 1.4),
+        frameon=False,
+        fontsize="small",
     )
     figure.align_ylabels(grid[:, 0])
     return figure

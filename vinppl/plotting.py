@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "columns_that_fit",
+    "current_width",
+    "figure_width",
     "plot_energy",
     "plot_fan_chart",
     "plot_forecast_comparison",
@@ -60,6 +65,32 @@ DPI = 150
 GREY = "#6E6E6E"
 
 Array = NDArray[Any]
+
+_width: ContextVar[float] = ContextVar("width", default=WIDTH)
+
+
+@contextlib.contextmanager
+def figure_width(inches: float) -> Iterator[None]:
+    """Make the figures of a block this wide, with fewer panels beside each other if they do not fit.
+
+    Letters keep their size, so that a figure of 4 inches can be read on a telephone.
+    """
+    require(inches > 0, "the width of figures must be positive", inches)
+    token = _width.set(inches)
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
+def current_width() -> float:
+    """Return the width of figures in inches, 7.2 outside of `figure_width`."""
+    return _width.get()
+
+
+def columns_that_fit(count: int, inches: float = 2.4) -> int:
+    """Return how many of `count` panels of that width stand beside each other."""
+    return max(1, min(count, int(current_width() / inches)))
 
 
 class DisplayedFigure(Figure):
@@ -300,9 +331,9 @@ def plot_uncertainty(forecast: InferenceData | xr.DataTree, *, trajectory: int |
     arrays = forecast_arrays(forecast)
     chosen = range(len(arrays.trajectories)) if trajectory is None else [_choose(arrays, trajectory)[0]]
     num = len(arrays.channels)
-    columns = 2 if num in (2, 4) else min(3, num)
+    columns = columns_that_fit(2 if num in (2, 4) else min(3, num))
     rows = -(-num // columns)
-    figure = DisplayedFigure(figsize=(WIDTH, 0.7 + 2.2 * rows), dpi=DPI, layout="constrained")
+    figure = DisplayedFigure(figsize=(current_width(), 0.7 + 2.2 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
     for ax in grid[num:]:
         ax.set_axis_off()
@@ -396,9 +427,9 @@ def plot_posterior_vs_prior(
         known = [str(key) for key in posterior.data_vars if key in prior]
         require(name in known, f"var_names must be among {', '.join(known)}", repr(name))
     panels = [panel for name in var_names for panel in _marginals(name, posterior[name], prior[name])]
-    columns = min(3, len(panels))
+    columns = columns_that_fit(min(3, len(panels)))
     rows = -(-len(panels) // columns)
-    figure = DisplayedFigure(figsize=(WIDTH, 0.6 + 1.9 * rows), dpi=DPI, layout="constrained")
+    figure = DisplayedFigure(figsize=(current_width(), 0.6 + 1.9 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in grid[len(panels) :]:
         ax.set_axis_off()
@@ -533,11 +564,12 @@ def _mean_deviation(
 
 
 def _rows(
-    axes: Sequence[Axes] | None, count: int, *, height: float, width: float = WIDTH
+    axes: Sequence[Axes] | None, count: int, *, height: float, width: float = math.inf
 ) -> tuple[Figure, list[Axes]]:
     """Return a new figure of `count` rows, or the axes given and their figure."""
     if axes is None:
-        figure: Figure = DisplayedFigure(figsize=(width, height), dpi=DPI, layout="constrained")
+        size = (min(width, current_width()), height)
+        figure: Figure = DisplayedFigure(figsize=size, dpi=DPI, layout="constrained")
         drawn = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
         figure.align_ylabels(drawn)
     else:
@@ -562,13 +594,17 @@ def _legend(ax: Axes) -> None:
     """Put a legend above the axes, where it covers no data, in as many rows as their width asks."""
     handles, labels = ax.get_legend_handles_labels()
     letters = int(16.5 * ax.bbox.width / ax.figure.dpi)
-    rows = -(-sum(len(label) + 7 for label in labels) // max(1, letters))
+    lengths = [len(label) + 7 for label in labels]
+    rows = -(-sum(lengths) // max(1, letters))
+    columns = -(-len(labels) // max(1, rows))
+    while columns > 1 and sum(max(part) for part in np.array_split(lengths, columns)) > letters:
+        columns -= 1
     legend = ax.legend(
         handles,
         labels,
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
-        ncols=-(-len(labels) // max(1, rows)),
+        ncols=columns,
         frameon=False,
         fontsize="small",
         handlelength=1.6,

@@ -7,10 +7,12 @@ result.nc      the posterior, for ArviZ
 forecast.nc    forecasts, with the same posterior
 periods.csv    of films: the posterior of every clip's period
 *.png, *.gif   figures and films
+report.html    all of it as one page
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -40,6 +42,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint"
         self.result = self.path / "result.nc"
         self.forecast = self.path / "forecast.nc"
+        self.report = self.path / "report.html"
 
     def start(
         self, options: Mapping[str, Any], *, data: str, free: Sequence[str] = (), overwrite: bool = False
@@ -105,8 +108,16 @@ class RunFolder:
         with self.log_file.open("a") as file:
             file.write(line + "\n")
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return the lines of the log, without one that was cut off."""
+        events: list[dict[str, Any]] = []
+        for line in self.log_file.read_text().splitlines() if self.log_file.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                events.append(json.loads(line))
+        return events
+
     def _clear(self) -> None:
-        for pattern in ("*.nc", "*.png", "*.gif", "*.csv", "log.jsonl", "checkpoint/**/*.pt"):
+        for pattern in ("*.nc", "*.png", "*.gif", "*.csv", "report.html", "log.jsonl", "checkpoint/**/*.pt"):
             for file in self.path.glob(pattern):
                 file.unlink()
 

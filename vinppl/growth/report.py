@@ -161,7 +161,7 @@ def _channel_line(mean: xr.Dataset, channel: int, unit: str) -> str:
     t, sd = at["horizons"].values, at["obs_sd"].values
     own = f" {json.loads(mean.attrs['channel_unit'])[channel]}".rstrip()
     words = [WORDS.get(str(part), str(part)) for part in mean["part"].values]
-    shares = _smooth(np.clip(at["obs_parts"].transpose("horizon", "part").values, 0.0, None))
+    shares = smooth_shares(np.clip(at["obs_parts"].transpose("horizon", "part").values, 0.0, None))
     told = []
     for horizon in (0.25 * t[-1], 0.5 * t[-1], t[-1]):
         row = shares[np.abs(t - horizon).argmin()]
@@ -173,7 +173,7 @@ def _channel_line(mean: xr.Dataset, channel: int, unit: str) -> str:
     return f"{name}: {grows}. Its variance: {'; '.join(told)}."
 
 
-def _smooth(parts: Array) -> Array:
+def smooth_shares(parts: Array) -> Array:
     """Return shares of parts `(horizon, part)` over a moving tenth of the horizons."""
     width = max(1, len(parts) // 10)
     padded = np.pad(parts, [(width // 2, width - 1 - width // 2), (0, 0)], mode="edge")
