@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vinppl.export import get_group, group_names
-from vinppl.frame_scores import film_arrays, frame_rmse
+from vinppl.frame_scores import frame_rmse
 from vinppl.report.blocks import Block, Command, Facts, Finding, Section, Table, Text
 from vinppl.report.figures import picture, plot_calibration
 from vinppl.report.forecast import forecast_command
@@ -190,7 +190,7 @@ def _film_check(material: Material, scores: pd.DataFrame) -> tuple[list[Block], 
 
 def _still_error(material: Material) -> float:
     """Return the error of the mean of a clip's fitted frames as a forecast of those that were held out."""
-    film = film_arrays(material.forecast)
+    film = material.film
     held_out = ~np.isnan(film.truth).all(-1) & ~film.in_sample
     fitted = material.run.fitted
     seen = fitted.mask.any(-1, keepdim=True)

@@ -101,7 +101,7 @@ def _figures(material: Material) -> list[tuple[Callable[[], Figure], str, str]]:
     if material.is_film:
         figures.append(
             (
-                lambda: plot_frames(forecast, trajectory=n),
+                lambda: plot_frames(material.film, trajectory=n),
                 "Filmed frames, mean frames of the forecast and their standard deviation",
                 f"Frames{which} by time since the forecast begins: filmed, forecast mean, and standard "
                 "deviation.",
@@ -119,7 +119,11 @@ def _figures(material: Material) -> list[tuple[Callable[[], Figure], str, str]]:
     if "states" in predictions:
         figures.append(
             (
-                lambda: (plot_latent_portrait if material.is_film else plot_phase_portrait)(forecast, n),
+                lambda: (
+                    plot_latent_portrait(material.film, n)
+                    if material.is_film
+                    else plot_phase_portrait(forecast, n)
+                ),
                 "Velocity against position of posterior draws",
                 f"Phase portrait{which}: velocity against position, a line for each draw.",
             )

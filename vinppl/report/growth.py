@@ -7,7 +7,6 @@ import json
 import numpy as np
 import xarray as xr
 
-from vinppl.frame_scores import film_arrays
 from vinppl.growth import MIN_DRAWS, WORDS, growth_verdict, mean_growth
 from vinppl.growth.report import smooth_shares
 from vinppl.growth_plots import plot_uncertainty_growth
@@ -102,8 +101,7 @@ def _channel(material: Material, mean: xr.Dataset, channel: int) -> str:
 
 
 def _film(material: Material, name: str, title: str) -> Section:
-    assert material.forecast is not None
-    film = film_arrays(material.forecast)
+    film = material.film
     length = int(film.lengths[material.trajectory])
     horizon = film.horizon[material.trajectory, :length]
     levels = film.levels[:, material.trajectory, :length].astype(np.float64)

@@ -19,7 +19,7 @@ from vinppl.cli import LoadedRun, load_run
 from vinppl.equations import Equations
 from vinppl.errors import DataError
 from vinppl.export import get_group, group_names, read_result
-from vinppl.frame_scores import film_scores
+from vinppl.frame_scores import FilmArrays, film_arrays, film_scores
 from vinppl.growth import GROUP
 from vinppl.report.numbers import number
 from vinppl.report.priors import Prior, find_priors, learned_parameters
@@ -96,11 +96,16 @@ class Material:
         return given if isinstance(given, Equations) else None
 
     @cached_property
+    def film(self) -> FilmArrays:
+        """The forecast of films as plain arrays, which take long to read."""
+        return film_arrays(self.forecast)
+
+    @cached_property
     def scores(self) -> pd.DataFrame | None:
         """Scores of the forecast at held-out measurements; `None` without any."""
         if self.forecast is None:
             return None
-        scores = film_scores(self.forecast) if self.is_film else forecast_scores(self.forecast)
+        scores = film_scores(self.film) if self.is_film else forecast_scores(self.forecast)
         count = "num_frames" if self.is_film else "num_points"
         return scores if scores[count].iloc[-1] else None
 
