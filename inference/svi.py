@@ -36,14 +36,17 @@ from tqdm import tqdm
 from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
 from vinppl.cli import DataOptions, VideoOptions, load_data, run_options, run_script
-from vinppl.data import ColumnSpec
+from vinppl.data import ColumnSpec, Trajectories
 from vinppl.diagnostics import summary
+from vinppl.draws import plate_nesting, prototype
 from vinppl.export import write_result
-from vinppl.fit import SVIOptions, SVIStep, fit_svi
+from vinppl.fit import SVIOptions, SVIResult, SVIStep, fit_svi
+from vinppl.guides import AmortisedGuide
 from vinppl.loading import build_model
 from vinppl.periods import period_lines, posterior_periods
 from vinppl.plotting import plot_losses, save_figure
 from vinppl.posterior import from_svi
+from vinppl.refinement import refine
 from vinppl.runs import RunFolder
 
 
@@ -63,6 +66,8 @@ class Config:
         video: how to read films.
         select: which measurements to use.
         num_draws: draws from the fitted guide that result.nc holds.
+        refine: whether importance sampling puts the draws of an amortised guide right, for models of states
+            fitted to whole trajectories. Where that cannot be trusted result.nc keeps the guide's own draws.
         overwrite: discard the run that OUT holds.
     """
 
@@ -75,6 +80,7 @@ class Config:
     video: DisallowNone[VideoOptions] = field(default_factory=VideoOptions)
     select: DisallowNone[OmitArgPrefixes[DataOptions]] = field(default_factory=DataOptions)
     num_draws: int = 1000
+    refine: bool = True
     overwrite: bool = False
 
 
@@ -89,7 +95,7 @@ def main(config: Config) -> None:
     svi = config.svi.for_model(model)
     folder = RunFolder(config.out)
     options = run_options("svi", config)
-    free = ("num_draws", "svi.checkpoint_every")
+    free = ("num_draws", "refine", "svi.checkpoint_every")
     resuming = folder.start(options, data=train.fingerprint(), free=free, overwrite=config.overwrite)
     print(f"{config.model} on {train}{' (resuming)' if resuming else ''}")
 
@@ -104,7 +110,20 @@ def main(config: Config) -> None:
         result = fit_svi(model, train, svi, checkpoint=folder.checkpoint / "svi.pt", on_step=on_step)
 
     attrs = {"model": config.model, "inference": "svi", "options": json.dumps(options)}
-    posterior = from_svi(result, num_draws=config.num_draws, attrs=attrs, seed=svi.seed)
+    draws = result.sample(config.num_draws, seed=svi.seed)
+    if config.refine and can_refine(result, train):
+        found = refine(
+            model,
+            result.sample(1000, seed=svi.seed),
+            train,
+            num_draws=config.num_draws,
+            seed=svi.seed,
+            parameters=result.parameters,
+        )
+        attrs["refinement"] = found.verdict
+        draws = found.draws if found.is_reliable else draws
+        print(f"importance sampling from the guide: {found.verdict}")
+    posterior = from_svi(result, draws=draws, attrs=attrs, seed=svi.seed)
     write_result(posterior, folder.result)
     save_figure(plot_losses(result.losses, result.best_step), folder.path / "loss.png")
     folder.log(
@@ -119,6 +138,16 @@ def main(config: Config) -> None:
         print("\n".join(period_lines(periods)))
     print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending})")
     print(f"posterior: {folder.result}")
+
+
+def can_refine(result: SVIResult, train: Trajectories) -> bool:
+    """Return whether an amortised guide has fitted whole trajectories of states, the model's only plate."""
+    whole = train.image_shape is None and result.data.num_times == train.num_times
+    return (
+        whole
+        and isinstance(result.guide, AmortisedGuide)
+        and plate_nesting(prototype(result.model, train)) == 1
+    )
 
 
 if __name__ == "__main__":

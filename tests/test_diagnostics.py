@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from vinppl import diagnostics
-from vinppl.diagnostics import convergence, summary
+from vinppl.diagnostics import convergence, summary, tail_shape
 from vinppl.export import to_arviz
 
 CHAINS, DRAWS = 4, 500
@@ -241,6 +241,16 @@ def test_summary_of_few_or_broken_draws() -> None:
     assert table.loc["x", "mean"] == 0.5
     assert table[["ess_bulk", "r_hat"]].isna().all(axis=None)
     assert math.isnan(table.loc["broken", "mean"])
+
+
+@pytest.mark.parametrize("shape", [0.2, 1.0])
+def test_tail_shapes_are_those_of_the_weights(shape: float) -> None:
+    """Of a generalised Pareto distribution: the largest m = 3 sqrt(n) tell k within (1 + k) / sqrt(m)."""
+    uniform = generator(5).uniform(size=10_000)
+    weights = np.log1p((uniform**-shape - 1) / shape)
+    weights[:100] = -np.inf
+    assert tail_shape(weights) == pytest.approx(shape, abs=4 * (1 + shape) / math.sqrt(300))
+    assert tail_shape(weights[:120]) == math.inf  # too few that are finite
 
 
 def test_public_names_resolve() -> None:

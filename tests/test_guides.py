@@ -13,7 +13,7 @@ from pyro.distributions import Normal
 
 from vinppl.data import Trajectories
 from vinppl.draws import latent_sites, prototype
-from vinppl.encoders import WindowEncoder
+from vinppl.encoders import InitialPosterior, WindowEncoder
 from vinppl.fit import SVIOptions, fit_svi
 from vinppl.guides import GUIDES, AmortisedGuide, FullRankGuide, GuideName, channel_scale, make_guide
 from vinppl.logdensity import LogDensity
@@ -75,6 +75,17 @@ def test_encoder_reads_masks_and_starts_at_the_first_measurement() -> None:
     assert posterior.coupling.shape == (3, 1)
     assert torch.allclose(posterior.loc, data.values[:, 0])  # the head begins at zero
     assert bool((posterior.scale > 0).all())
+
+
+def test_encoder_can_be_aimed_at_a_posterior() -> None:
+    data = simulated("mass_spring", num_trajectories=4)
+    encoder = WindowEncoder(2, 1, channel_index=data.channel_index, scale=channel_scale(data), num_shared=3)
+    stream = torch.Generator().manual_seed(0)
+    loc, coupling, response = (torch.randn(4, *k, generator=stream) for k in ((2,), (1,), (2, 3)))
+    wanted = InitialPosterior(loc, torch.tensor([[0.3, 1e-4]]).expand(4, 2), coupling, response)
+    encoder.aim(data, wanted)
+    for found, truth in zip(encoder(data), wanted, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-6)
 
 
 def test_encoder_does_not_see_what_is_missing() -> None:

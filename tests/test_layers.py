@@ -69,6 +69,7 @@ LAYERS = {
     "vinppl.trials": 8.15,
     "vinppl.posterior": 8.2,
     "vinppl.assimilation": 8.3,
+    "vinppl.refinement": 8.3,
     "vinppl.film_forecast": 8.4,
     "vinppl.forecast": 8.3,
     "vinppl.periods": 8.4,

@@ -43,6 +43,7 @@ SCRIPTS = {
     "forecast.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--horizon FLOAT"],
     "report.py": ["RUN", "folder that svi.py or mcmc.py wrote", "--trajectory INT"],
     "demo.py": ["--out PATH", "--quick"],
+    "study_amortised.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_growth.py": ["--num-records INT", "address of a dask scheduler", "--quick"],
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_pixels.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
@@ -366,6 +367,19 @@ def test_the_study_of_pixels_writes_its_tables_and_figures(tmp_path: Path, model
     assert {"embeddings.png", "portraits_mass_spring.png", "films_mass_spring.png"} <= {
         path.name for path in (tmp_path / "study").glob("*.png")
     }
+
+
+@pytest.mark.slow
+def test_the_study_of_amortised_guides_compares_them_with_nuts(tmp_path: Path) -> None:
+    run(tmp_path, "study_amortised.py", "--quick", "--num-workers", "1", "--out", "study", timeout=900)
+    table = read_table(tmp_path / "study" / "amortisation.csv")
+    assert set(table["model"]) == {"Pendulum", "MassSpring", "NoisyStates"}
+    assert set(table["engine"]) == {"nuts", "amortised_mean_field", "amortised", "refined"}
+    assert (
+        len(table) == 2 * (4 + 3) * 5
+    )  # systems, engines of known laws and networks, horizons and their mean
+    assert np.isfinite(table[["coverage_90", "crps", "width", "sd_ratio"]]).all(axis=None)
+    assert (table.loc[table["engine"] == "nuts", "sd_ratio"] == 1).all()
 
 
 def test_the_study_of_growth_compares_laws_with_the_systems(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vinppl._checks import require
-from vinppl.export import az, require_group
+from vinppl.export import ARVIZ_MAJOR, az, require_group
 
 if TYPE_CHECKING:
     from arviz import InferenceData
 
-__all__ = ["Convergence", "convergence", "scalar_draws", "summary"]
+__all__ = ["Convergence", "convergence", "scalar_draws", "summary", "tail_shape"]
 
 MAX_RHAT = 1.01
 MIN_ESS_PER_CHAIN = 100
@@ -332,3 +333,39 @@ def _verdict(problems: list[tuple[str, str]], found: dict[str, Any]) -> str:
         f"effective sample sizes are at least {found['min_ess_bulk']:.0f} (bulk) and "
         f"{found['min_ess_tail']:.0f} (tail){rest}."
     )
+
+
+# Importance weights
+
+MIN_WEIGHTS = 25
+"""Finite weights below which their tail is too short to be fitted."""
+
+
+def tail_shape(log_weights: ArrayLike) -> float:
+    """Return the shape k of the tail of importance weights, as fitted by PSIS.
+
+    Below 0.5 the weights have a finite variance; above 0.7 they are not to be trusted.
+
+    Args:
+        log_weights: up to a constant, `(num_draws,)`; those that are not finite count for nothing.
+
+    Returns:
+        k; infinite if fewer than 25 weights are finite.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto smoothed importance sampling. JMLR 25 (2024).
+    """
+    weights = np.asarray(log_weights, dtype=np.float64)
+    finite = np.isfinite(weights)
+    if finite.sum() < MIN_WEIGHTS:
+        return math.inf
+    usable = np.where(finite, weights, weights[finite].min() - 1000.0)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if ARVIZ_MAJOR < 1:
+            _, shape = az.psislw(usable)
+        else:
+            from arviz_stats.base import array_stats
+
+            _, shape = array_stats.psislw(-usable)  # of log-likelihoods, whose inverses are the ratios
+    return float(shape) if np.isfinite(shape) else math.inf

@@ -32,6 +32,7 @@ __all__ = [
     "pointwise_log_likelihood",
     "predict",
     "seeded",
+    "split_log_prob",
     "trajectory_log_prob",
     "without_singletons",
 ]
@@ -344,23 +345,43 @@ def trajectory_log_prob(
     Returns:
         Shape `(num_draws, trajectories)`.
     """
+    return split_log_prob(model, draws, data, chunk_size=chunk_size, parameters=parameters)[1]
+
+
+def split_log_prob(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    *,
+    chunk_size: int = 250,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the log density of what trajectories share, and of what belongs to each of them.
+
+    Arguments are those of `trajectory_log_prob`.
+
+    Returns:
+        The log prior of sites outside of the plate, `(num_draws,)`, and the log density of sites and
+        measurements inside of it, `(num_draws, trajectories)`; together all of the model.
+    """
     trace = prototype(model, data)
     nesting = plate_nesting(trace)
     require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
-    chunks = []
+    shared, own = [], []
     with learned(model, data, parameters), torch.no_grad(), without_energy():
         for part in batches(draws, chunk_size):
             ran, size, _ = _run(model, part, (data,), trace)
             ran.compute_log_prob()
-            own = [
-                site["log_prob"]
-                for site in ran.nodes.values()
-                if site["type"] == "sample"
-                and -1 in _own_plates(site)
-                and not site["infer"].get("_deterministic")
-            ]
-            chunks.append(torch.as_tensor(sum(own)).expand(size, data.num_trajectories))
-    return torch.cat(chunks)
+            like = next(iter(part.values()))
+            sums = [like.new_zeros(size, 1), like.new_zeros(size, data.num_trajectories)]
+            for site in ran.nodes.values():
+                plain = site["type"] == "sample" and not site["infer"].get("_deterministic")
+                if plain and not site_is_subsample(site):
+                    inside = -1 in _own_plates(site)
+                    sums[inside] = sums[inside].to(site["log_prob"]) + site["log_prob"]
+            shared.append(sums[0].squeeze(-1))
+            own.append(sums[1])
+    return torch.cat(shared), torch.cat(own)
 
 
 def _entries(site: Mapping[str, Any], num_draws: int, nesting: int) -> Tensor:

@@ -28,21 +28,28 @@ class StudentProposal:
         self.centre, self.factor = centre, factor
 
     def sample(self, lanes: int) -> tuple[Tensor, Tensor]:
-        """Return states `(lane, trajectory, size)` and their log density up to a constant."""
+        """Return states `(lane, trajectory, size)` and their log density."""
         n = self.centre.shape[-1]
-        normal = torch.randn(lanes, *self.centre.shape, dtype=self.centre.dtype)
-        half = torch.full(normal.shape[:-1], 0.5 * self.degrees, dtype=normal.dtype)
+        normal = torch.randn(lanes, *self.centre.shape, dtype=self.centre.dtype, device=self.centre.device)
+        half = torch.full_like(normal[..., 0], 0.5 * self.degrees)
         standard = normal / (torch._standard_gamma(half) / half).sqrt().unsqueeze(-1)
         states = self.centre + (self.factor @ standard.unsqueeze(-1)).squeeze(-1)
         kernel = -0.5 * (self.degrees + n) * torch.log1p(standard.square().sum(-1) / self.degrees)
-        return states, kernel - self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = math.lgamma(0.5 * (self.degrees + n)) - math.lgamma(0.5 * self.degrees)
+        constant -= 0.5 * n * math.log(self.degrees * math.pi)
+        return states, constant + kernel - self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
-    def moved(self, states: Tensor, weights: Tensor) -> StudentProposal:
+    def moved(self, states: Tensor, weights: Tensor, *, least: float = 50.0) -> StudentProposal:
         """Return the Student-t of the mean and covariance under weights tempered to be not too uneven.
 
         Of a trajectory with too few finite weights to tell a covariance only the mean is taken.
+
+        Args:
+            states: `(lane, trajectory, size)`.
+            weights: their log weights, `(lane, trajectory)`.
+            least: effective sample size that the tempering keeps, at most a quarter of the lanes.
         """
-        least = min(50.0, 0.25 * len(weights))
+        least = min(least, 0.25 * len(weights))
         share = tempered(weights, least).softmax(0).unsqueeze(-1)
         centre = (share * states).sum(0)
         offset = states - centre

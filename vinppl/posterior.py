@@ -64,17 +64,25 @@ def from_mcmc(result: MCMCResult, *, attrs: Mapping[str, str] | None = None, see
 
 
 def from_svi(
-    result: SVIResult, *, num_draws: int = 1000, attrs: Mapping[str, str] | None = None, seed: int = 0
+    result: SVIResult,
+    *,
+    num_draws: int = 1000,
+    draws: Draws | None = None,
+    attrs: Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> Any:
     """Return the ArviZ object of an SVI run: independent draws from the guide, as one chain.
 
     Args:
         result: the fitted guide.
         num_draws: draws to take.
+        draws: other draws to store instead, such as those of `vinppl.refinement`, each `(num_draws, *site)`.
         attrs: what else to store as attributes.
         seed: of all draws.
     """
-    draws = result.sample(num_draws, seed=seed)
+    if draws is None:
+        draws = result.sample(num_draws, seed=seed)
+    num_draws = len(next(iter(draws.values())))
     return _assemble(result.model, result.data, draws, (1, num_draws), {}, attrs, seed, result.parameters)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vinppl.draws import latent_sites, predict, prototype
-from vinppl.encoders import InitialPosterior
+from vinppl.encoders import InitialPosterior, WindowEncoder
 from vinppl.estimates import local_states
 from vinppl.guides import INITIAL_SITES, AmortisedGuide, channel_scale
 
@@ -41,8 +41,8 @@ def pretrain_encoder(
 
     Initial states are those of the data, scattered by a third of their size; the other latent sites
     have the given values. Then the encoder learns, on the measured windows themselves, the states found
-    there. The loss is the negative log density of the true initial
-    state, so that the encoder learns its own uncertainty as well.
+    there: its last layer by least squares, then all of it. The loss on simulations is the negative log
+    density of the true initial state, so that the encoder learns its own uncertainty as well.
 
     Args:
         model: Pyro model with sites `initial_position` and `initial_velocity`.
@@ -53,7 +53,8 @@ def pretrain_encoder(
         found: posterior of the initial states on the data; where `None` the encoder is only moved
             towards the values and keeps the spread that it learned from simulations.
         num_steps: Adam steps on simulations.
-        num_matches: Adam steps on the measured windows.
+        num_matches: Adam steps on the measured windows, at most: they end where the divergence from `found`
+            is below 0.01 nats.
         batch_size: simulated trajectories per step, about.
         learning_rate: of Adam, decaying to zero.
 
@@ -78,14 +79,22 @@ def pretrain_encoder(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    if found is not None and isinstance(guide.encoder, WindowEncoder):
+        guide.encoder.aim(data, found)
     for step in range(num_matches):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_matches)
         loss = _match(guide.encoder(data), states, found)
+        if found is not None and float(loss.detach()) < MATCHED:
+            break
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return float(loss.detach())
+
+
+MATCHED = 0.01
+"""Divergence from the posterior found on the data at which the encoder is taught, in nats per trajectory."""
 
 
 def _match(inferred: InitialPosterior, states: Tensor, found: InitialPosterior | None) -> Tensor:

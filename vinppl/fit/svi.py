@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -29,12 +29,10 @@ from vinppl.draws import (
     seeded,
     trace_batch,
 )
-from vinppl.encoders import InitialPosterior
-from vinppl.errors import ConvergenceWarning, NonFiniteError, NumericalWarning, SolveError
-from vinppl.fit.pretrain import pretrain_encoder
-from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
-from vinppl.guides import GUIDES, INITIAL_SITES, AmortisedGuide, FullRankGuide, GuideName, make_guide
-from vinppl.logdensity import LogDensity
+from vinppl.errors import ConvergenceWarning, NonFiniteError, SolveError
+from vinppl.fit.amortised import AmortisedELBO, initial_amortised
+from vinppl.fit.starts import find_start, starting_values
+from vinppl.guides import AMORTISED, GUIDES, AmortisedGuide, FullRankGuide, GuideName, make_guide
 from vinppl.nn import AbstractMLP
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ class SVIOptions:
     def schedule(self) -> tuple[int, float, float]:
         """Number of steps, first and last learning rate, where no model has its own."""
         steps = 2000 if self.num_steps is None else self.num_steps
-        usual = 0.0005 if self.guide == "amortised" else 0.02
+        usual = 0.0005 if self.guide in AMORTISED else 0.02
         first = usual if self.learning_rate is None else self.learning_rate
         return steps, first, 0.01 * first if self.final_learning_rate is None else self.final_learning_rate
 
@@ -221,7 +219,8 @@ def fit_svi(
     options = options.for_model(model)
     began = time.monotonic()
     with seeded(options.seed), pyro.get_param_store().scope(), warnings.catch_warnings():
-        # The order of sites does not matter to a guide whose factors are independent given the data.
+        # The order of sites does not matter to a guide whose initial states follow the sites they share:
+        # the model's prior has them independent.
         warnings.filterwarnings("ignore", message="Failed to verify mean field restriction")
         resumed = None if checkpoint is None else load_checkpoint(checkpoint)
         if guide is None:
@@ -297,7 +296,7 @@ class _Windows:
 
     def __init__(self, data: Trajectories, options: SVIOptions) -> None:
         require(
-            options.guide == "amortised" or options.window == 0,
+            options.guide in AMORTISED or options.window == 0,
             "windows need an amortised guide",
             f"guide={options.guide!r}",
             "Set window=0, or guide=amortised.",
@@ -345,12 +344,17 @@ MAX_REDRAWS = 20
 """Draws of a step at most, if an implicit step of an integrator has no solution for the first ones."""
 
 
+WARM_UP = 50
+"""Steps over which the step size of an amortised guide of states grows. Adam's first steps move every weight
+of an encoder by all of it, and what the encoder was taught is lost."""
+
+
 class _Run:
     """The state of an optimisation: parameters, optimiser, best state, losses, random stream."""
 
     def __init__(self, model: Any, guide: Any, data: Trajectories, options: SVIOptions) -> None:
         self.model, self.guide, self.data, self.options = model, guide, data, options
-        elbo = TraceMeanField_ELBO if isinstance(guide, AmortisedGuide) else Trace_ELBO
+        elbo = AmortisedELBO if isinstance(guide, AmortisedGuide) else Trace_ELBO
         self.elbo = elbo(
             num_particles=options.num_particles,
             vectorize_particles=options.num_particles > 1,
@@ -391,6 +395,8 @@ class _Run:
         """Do one optimisation step."""
         num_steps, first, last = self.options.schedule
         rate = first * (last / first) ** (self.step / max(1, num_steps - 1))
+        if getattr(self.guide, "is_joint", False):
+            rate *= min(1.0, (self.step + 1) / WARM_UP)
         for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
             group["lr"] = factor * rate
         self.consistent = False
@@ -511,8 +517,9 @@ class _Run:
 def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming: bool) -> Any:
     """Build the guide and move it to where the options say it starts."""
     assert options.guide != "auto"
-    if options.guide == "amortised":
-        return _initial_amortised(model, data, _Windows(data, options).first(), options, resuming)
+    if options.guide in AMORTISED:
+        first = _Windows(data, options).first()
+        return initial_amortised(model, data, first, options.guide, "prior" if resuming else options.start)
     if options.start == "prior":
         return make_guide(options.guide, model, data)
     if options.start == "values" or resuming:
@@ -526,43 +533,6 @@ def _initial_guide(model: Any, data: Trajectories, options: SVIOptions, resuming
         poutine.block(guide)(data)  # builds the guide's prototype
         guide.set_geometry(start.density.names, start.centre, start.covariance)
     return guide
-
-
-def _initial_amortised(
-    model: Any, whole: Trajectories, data: Trajectories, options: SVIOptions, resuming: bool
-) -> AmortisedGuide:
-    """Build an amortised guide; teach potential and encoder what can be learned without sampling."""
-    values: dict[str, Tensor] = {}
-    if callable(getattr(model, "make_encoder", None)):  # what it reads is not in the units of states
-        encoder = model.make_encoder(data)
-        if not resuming and options.start != "prior":
-            model.pretrain(whole, encoder)
-        return AmortisedGuide(model, data, encoder=encoder, initial_values=starting_values(model, data))
-    if not resuming and options.start != "prior":
-        if callable(getattr(model, "pretrain", None)):
-            model.pretrain(data)
-        values = fit_point(model, data) if options.start == "mode" else starting_values(model, data)
-    rest = {name: value for name, value in values.items() if name not in INITIAL_SITES}
-    guide = AmortisedGuide(model, data, initial_values=rest)
-    if values:
-        pretrain_encoder(model, guide, data, values, _found_posterior(model, data, values))
-    return guide
-
-
-def _found_posterior(model: Any, data: Trajectories, values: Mapping[str, Tensor]) -> InitialPosterior | None:
-    """Return the normal over initial states by the curvature at `values`; `None` if there are too many."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NumericalWarning)
-        density = LogDensity(model, data, initial_values=values)
-    covariance = None if density.size > MAX_CURVATURE_SIZE else laplace_covariance(density, density.initial)
-    if covariance is None:
-        return None
-    where = density.split(torch.arange(density.size))
-    q, v = (where[name].reshape(values[name].shape) for name in INITIAL_SITES)
-    coupling = covariance[q, v] / covariance[q, q]
-    remaining = (covariance[v, v] - coupling * covariance[q, v]).clamp_min(1e-6 * covariance[v, v].amin())
-    scale = torch.cat([covariance[q, q], remaining], dim=-1).sqrt()
-    return InitialPosterior(torch.cat([values[name] for name in INITIAL_SITES], dim=-1), scale, coupling)
 
 
 NETWORK_LAYERS = (
