@@ -1,5 +1,6 @@
 """The suite: one readable Pyro program per file, installed as `vinppl.models`."""
 
+from vinppl.models.driven_mass import DrivenMass, DrivenMassConfig
 from vinppl.models.duffing import Duffing, DuffingConfig
 from vinppl.models.free_dynamics import FreeDynamics, FreeDynamicsConfig
 from vinppl.models.hamiltonian import HamiltonianStates, HamiltonianStatesConfig
@@ -13,6 +14,8 @@ from vinppl.models.pixel_vae import PixelVAE, PixelVAEConfig
 from vinppl.models.pixels import PixelVIN, PixelVINConfig
 
 __all__ = [
+    "DrivenMass",
+    "DrivenMassConfig",
     "Duffing",
     "DuffingConfig",
     "FreeDynamics",

@@ -1,7 +1,8 @@
 """A driven Duffing oscillator: a mass on a spring that hardens, with damping and a measured drive.
 
     q0_n ~ Normal(0, s_q)          v0_n ~ Normal(0, s_v)          one per trajectory n
-    d2q/dt2 = -a q - b q^3 - c v + G u(t) + F0                    unit mass
+    d2q/dt2 = -a q - b q^3 - c v + G u(t) + F0 + d_n(t)           unit mass
+    d_n ~ Matern-3/2 process                                      what the law leaves out, if wanted
     y_ntc ~ Noise(q or v at t, noise_scale_c)                     one per observed sample
 
 ==========================  ===========  ============  =========  ========================
@@ -14,6 +15,11 @@ potential.cubic             b            ()            real       Normal(0, 10 w
 damping.coefficient         c            ()            > 0        LogNormal(log 0.1 w, 1.5)
 drive.gain                  G            () or (1, K)  real       Normal(0, 10 rms a / rms u)
 drive.offset                F0           ()            real       fixed at 0
+discrepancy.amplitude       A            ()            > 0        none (no d), or HalfNormal
+discrepancy.correlation_    l            ()            > 0        LogNormal
+time
+discrepancy.innovations     -            (N, K, 2)     real       Normal(0, 1)
+discrepancy.force           d            (N, T, 1)     real       deterministic
 noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
 obs                         y            (N, T, C)     real       observed
 ==========================  ===========  ============  =========  ========================
@@ -37,6 +43,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.data import Trajectories
+from vinppl.discrepancy import make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
 from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
@@ -62,6 +69,9 @@ class DuffingConfig:
         noise: how the measurements scatter.
         noise_scale: median and log-sd of the prior of the noise scale of every channel.
         correlation_time: median and log-sd of the prior of the memory of `ar1` noise.
+        discrepancy: scale of the half-normal prior of the amplitude of an unknown force, in units of force
+            per mass; `None` trusts the law. See `vinppl.discrepancy`.
+        discrepancy_time: prior of its correlation time; `None` sets it by the data.
         initial_scale: sds of the priors of initial position and velocity.
         integrator: name of the integrator.
         max_step_size: longest integration step, in units of time; `None` steps from sample to sample.
@@ -75,6 +85,8 @@ class DuffingConfig:
     noise: NoiseName = "gaussian"
     noise_scale: tuple[float, float] | None = None
     correlation_time: tuple[float, float] | None = None
+    discrepancy: float | None = None
+    discrepancy_time: tuple[float, float] | None = None
     initial_scale: tuple[float, float] | None = None
     integrator: str = "velocity_verlet"
     max_step_size: float | None = None
@@ -120,6 +132,7 @@ class Duffing(PyroModule):
             num_channels=data.num_channels,
             correlation_time=correlation_prior(data, config.correlation_time),
         )
+        self.discrepancy = make_discrepancy(data, config.discrepancy, config.discrepancy_time)
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
@@ -132,10 +145,13 @@ class Duffing(PyroModule):
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
         control = data.control() if self.driven else None
-        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size), control=control)
+        force = self.discrepancy(data, trajectories)
+        grid = data.grid(self.config.max_step_size)
+        path = self.vin(PhaseState(q0, v0), grid, control=control, force=force)
         noise = self.emission(data.observe(path), data.times, mask=data.mask)
         with trajectories:
             self.vin.record(path)
+            self.discrepancy.record(force, data)
             pyro.sample("obs", noise, obs=data.values)
         return path
 
@@ -167,6 +183,7 @@ class Duffing(PyroModule):
             "potential.stiffness": fitted[0],
             "potential.cubic": fitted[1],
             "damping.coefficient": fitted[2].clamp_min(1e-3 * float(self.v_scale[0] / self.q_scale[0])),
+            **self.discrepancy.initial_values(data),
         }
         if num_drives:
             values["drive.gain"] = fitted[3] if num_drives == 1 else fitted[3:].reshape(1, num_drives)

@@ -1,7 +1,8 @@
 """A mass on a linear spring, with damping if wanted.
 
     q0_n ~ Normal(0, s_q)          v0_n ~ Normal(0, s_v)          one per trajectory n
-    m d2q/dt2 = -k q - c v
+    m d2q/dt2 = -k q - c v + d_n(t)
+    d_n ~ Matern-3/2 process                                      what the law leaves out, if wanted
     y_ntc ~ Noise(q or v at t, noise_scale_c)                     one per observed sample
 
 ==========================  ===========  ============  =========  ========================
@@ -12,6 +13,11 @@ initial_velocity            v0           (N, 1)        real       Normal(0, 2 x 
 potential.stiffness         k            ()            > 0        LogNormal(log 3, 1.5)
 mass                        m            ()            > 0        fixed at 1
 damping.coefficient         c            ()            > 0        none (no damping)
+discrepancy.amplitude       A            ()            > 0        none (no d), or HalfNormal
+discrepancy.correlation_    l            ()            > 0        LogNormal
+time
+discrepancy.innovations     -            (N, K, 2 D)   real       Normal(0, 1)
+discrepancy.force           d            (N, T, D)     real       deterministic
 noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
 obs                         y            (N, T, C)     real       observed
 ==========================  ===========  ============  =========  ========================
@@ -32,6 +38,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.data import Trajectories
+from vinppl.discrepancy import make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
 from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
@@ -55,6 +62,9 @@ class MassSpringConfig:
         noise: how the measurements scatter.
         noise_scale: prior of the noise scale of every channel; `None` sets it by the data.
         correlation_time: prior of the memory of `ar1` noise; `None` sets it by the data.
+        discrepancy: scale of the half-normal prior of the amplitude of an unknown force, in units of force
+            (per mass, if that is fixed at one); `None` trusts the law. See `vinppl.discrepancy`.
+        discrepancy_time: prior of its correlation time; `None` sets it by the data.
         initial_scale: sds of the priors of initial position and velocity; `None` sets them by the data.
         integrator: name of the integrator.
         max_step_size: longest integration step, in units of time; `None` steps from sample to sample.
@@ -66,6 +76,8 @@ class MassSpringConfig:
     noise: NoiseName = "gaussian"
     noise_scale: tuple[float, float] | None = None
     correlation_time: tuple[float, float] | None = None
+    discrepancy: float | None = None
+    discrepancy_time: tuple[float, float] | None = None
     initial_scale: tuple[float, float] | None = None
     integrator: str = "velocity_verlet"
     max_step_size: float | None = None
@@ -97,6 +109,7 @@ class MassSpring(PyroModule):
             num_channels=data.num_channels,
             correlation_time=correlation_prior(data, config.correlation_time),
         )
+        self.discrepancy = make_discrepancy(data, config.discrepancy, config.discrepancy_time)
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
@@ -108,10 +121,12 @@ class MassSpring(PyroModule):
         with trajectories:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
-        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
+        force = self.discrepancy(data, trajectories)
+        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size), force=force)
         noise = self.emission(data.observe(path), data.times, mask=data.mask)
         with trajectories:
             self.vin.record(path)
+            self.discrepancy.record(force, data)
             pyro.sample("obs", noise, obs=data.values)
         return path
 
@@ -136,5 +151,6 @@ class MassSpring(PyroModule):
             "initial_velocity": v0,
             "noise_scale": noise_estimate(data),
             "potential.stiffness": stiffness,
+            **self.discrepancy.initial_values(data),
         }
         return {**values, "damping.coefficient": fitted[1]} if damped else values

@@ -1,7 +1,8 @@
 """A pendulum of known form, from noisy angles or angular velocities.
 
     q0_n ~ Normal(0, s_q)            v0_n ~ Normal(0, s_v)         one per trajectory n
-    d2q/dt2 = -(g/l) sin(q - offset) - c v - d |v| v               unit inertia
+    d2q/dt2 = -(g/l) sin(q - offset) - c v - d |v| v + d_n(t)      unit inertia
+    d_n ~ Matern-3/2 process                                       what the law leaves out, if wanted
     y_ntc ~ Noise(q or velocity_gain v at t, noise_scale_c)        one per observed sample
 
 ==========================  ===========  ============  =========  ========================
@@ -15,6 +16,11 @@ potential.angle_offset      offset       ()            real       fixed at 0
 damping.coefficient         c            ()            > 0        LogNormal(log 0.03, 1.5)
 drag.coefficient            d            ()            > 0        none (no drag)
 velocity_gain               -            ()            > 0        none (gain 1)
+discrepancy.amplitude       A            ()            > 0        none (no d_n), or HalfNormal
+discrepancy.correlation_    l            ()            > 0        LogNormal
+time
+discrepancy.innovations     -            (N, K, 2)     real       Normal(0, 1)
+discrepancy.force           d_n          (N, T, 1)     real       deterministic
 noise_scale                 sigma        (C,)          > 0        LogNormal(log 0.1 rms, 1.5)
 correlation_time (ar1)      tau          (C,)          > 0        LogNormal(log 3 gaps, 1)
 degrees_of_freedom          nu           ()            > 0        Gamma(2, 0.1)
@@ -37,6 +43,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.data import Trajectories
+from vinppl.discrepancy import make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, VelocityGain, make_emission
 from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
@@ -63,6 +70,9 @@ class PendulumConfig:
             one; `None` trusts them. For velocities that were differentiated and smoothed, 0.1 or so.
         noise_scale: prior of the noise scale of every channel; `None` sets it by the data.
         correlation_time: prior of the memory of `ar1` noise; `None` sets it by the data.
+        discrepancy: scale of the half-normal prior of the amplitude of an unknown force, in units of force
+            per mass; `None` trusts the law. See `vinppl.discrepancy`.
+        discrepancy_time: prior of its correlation time; `None` sets it by the data.
         initial_scale: sds of the priors of initial angle and velocity; `None` sets them by the data.
         integrator: name of the integrator.
         max_step_size: longest integration step, in units of time; `None` steps from sample to sample.
@@ -76,6 +86,8 @@ class PendulumConfig:
     velocity_gain: float | None = None
     noise_scale: tuple[float, float] | None = None
     correlation_time: tuple[float, float] | None = None
+    discrepancy: float | None = None
+    discrepancy_time: tuple[float, float] | None = None
     initial_scale: tuple[float, float] | None = None
     integrator: str = "velocity_verlet"
     max_step_size: float | None = None
@@ -112,6 +124,7 @@ class Pendulum(PyroModule):
         self.sensor = VelocityGain(
             None if config.velocity_gain is None else log_normal(1.0, config.velocity_gain)
         )
+        self.discrepancy = make_discrepancy(data, config.discrepancy, config.discrepancy_time)
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
@@ -123,11 +136,13 @@ class Pendulum(PyroModule):
         with trajectories:
             q0 = pyro.sample("initial_position", Normal(0.0, self.q_scale).to_event(1))
             v0 = pyro.sample("initial_velocity", Normal(0.0, self.v_scale).to_event(1))
-        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size))
+        force = self.discrepancy(data, trajectories)
+        path = self.vin(PhaseState(q0, v0), data.grid(self.config.max_step_size), force=force)
         loc = self.sensor(data.observe(path), data.velocity_channels)
         noise = self.emission(loc, data.times, mask=data.mask)
         with trajectories:
             self.vin.record(path)
+            self.discrepancy.record(force, data)
             pyro.sample("obs", noise, obs=data.values)
         return path
 
@@ -155,4 +170,4 @@ class Pendulum(PyroModule):
         for name, use, floor in zip(names, used, (1e-3, 1e-4, 1e-4), strict=True):
             if use:
                 values[name] = next(fitted).clamp_min(floor)
-        return values
+        return values | self.discrepancy.initial_values(data)

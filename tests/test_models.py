@@ -36,8 +36,10 @@ SUITE = {
 SYSTEM = {
     "MassSpring": "mass_spring",
     "Duffing": "duffing",
+    "DrivenMass": "duffing",
     "HenonHeiles": "henon_heiles",
 }  # others are pendulums
+DRIVEN = ("DrivenMass", "Duffing")
 NETWORKS = ("FreeDynamics", "HamiltonianStates", "NoisyStates")
 SMALL: dict[str, dict[str, Any]] = {name: {"hidden_sizes": (4,)} for name in NETWORKS}
 
@@ -51,7 +53,7 @@ every_model = pytest.mark.parametrize("name", SUITE)
 
 def data_for(name: str, **options: Any) -> Trajectories:
     data = simulated(SYSTEM.get(name, "pendulum"), **options)
-    return driven(data) if name == "Duffing" else data
+    return driven(data) if name in DRIVEN else data
 
 
 def build(name: str, data: Trajectories, **options: Any) -> Any:
@@ -64,7 +66,7 @@ def has_option(name: str, option: str) -> bool:
 
 
 def test_the_suite_is_found() -> None:
-    assert set(SUITE) == {*NETWORKS, "Duffing", "HenonHeiles", "Hierarchical", "MassSpring", "Pendulum"}
+    assert set(SUITE) == {*NETWORKS, *DRIVEN, "HenonHeiles", "Hierarchical", "MassSpring", "Pendulum"}
 
 
 # Shapes
@@ -129,6 +131,13 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("Pendulum", {"max_step_size": 0.03, "integrator": "so2"}),
     ("MassSpring", {"mass": (1.0, 0.1), "damping": (0.1, 1.0)}),
     ("Duffing", {"offset": 0.1, "gain": (1.0, 0.5), "stiffness": (1.0, 1.0), "cubic": (0.0, 1.0)}),
+    ("Pendulum", {"discrepancy": 0.5}),
+    ("MassSpring", {"discrepancy": 0.5, "discrepancy_time": (0.3, 0.5)}),
+    ("Duffing", {"discrepancy": 0.5, "noise": "ar1"}),
+    ("DrivenMass", {"discrepancy": 0.5, "discrepancy_time": (0.3, 0.5)}),
+    ("DrivenMass", {"mass": (1.0, 0.5), "damping": (0.1, 1.0), "friction": (0.1, 1.0)}),
+    ("DrivenMass", {"gain_error": 0.01}),
+    ("DrivenMass", {"smoothing": 0.1, "offset": 0.1, "integrator": "stormer_verlet"}),
     ("Hierarchical", {"system": "spring", "damping": None}),
     ("NoisyStates", {"integrator": "so2", "hidden_sizes": (4, 3), "activation": "tanh"}),
     ("NoisyStates", {"weight_prior_scale": 1.0, "damping": (0.1, 1.0), "mass": (1.0, 0.1)}),
@@ -185,6 +194,40 @@ def test_a_drive_of_two_channels_has_two_gains() -> None:
     values = model.initial_values(data)
     assert values["drive.gain"].shape == (1, 2)
     check_trace("Duffing", model, data)
+
+
+def test_a_driven_mass_needs_a_gain_for_every_drive() -> None:
+    data = data_for("DrivenMass")
+    assert data.drive is not None
+    with pytest.raises(ValueError, match=r"one known gain for each drive.*got 1 gain\(s\) and 0 drive\(s\)"):
+        build("DrivenMass", simulated("duffing"))
+    two = dataclasses.replace(data, drive=data.drive.repeat(1, 1, 2), drive_names=())
+    with pytest.raises(ValueError, match=r"got 1 gain\(s\) and 2 drive\(s\)"):
+        build("DrivenMass", two)
+    with pytest.raises(ValueError, match="a driven mass has one coordinate; got 3"):
+        build("DrivenMass", driven(simulated("coupled_oscillators")))
+    check_trace("DrivenMass", build("DrivenMass", two, gain=(1.0, -0.5)), two)
+    check_trace("DrivenMass", build("DrivenMass", two, gain=(1.0, -0.5), gain_error=0.02), two)
+    with pytest.raises(ValueError, match=r"gain_error must not be negative; got -0\.1"):
+        build("DrivenMass", data, gain_error=-0.1)
+
+
+def test_the_error_of_a_gain_is_a_part_of_that_of_the_mass() -> None:
+    # The motion depends on the ratios of forces to the mass alone: the density along the line on which all of
+    # them grow alike changes by the priors only.
+    data = data_for("DrivenMass")
+    sure, unsure = build("DrivenMass", data), build("DrivenMass", data, gain_error=0.02)
+    values = unsure.initial_values(data)
+    assert float(values["drive.gain"]) == 1.0
+    obs = []
+    for factor in (1.0, 1.03):
+        names = ("mass", "damping.coefficient", "friction.coefficient", "drive.offset", "drive.gain")
+        scaled = values | {name: factor * values[name] for name in names}
+        trace = poutine.trace(poutine.condition(unsure, scaled)).get_trace(data)
+        trace.compute_log_prob()
+        obs.append(float(trace.nodes["obs"]["log_prob_sum"]))
+    assert obs[1] == pytest.approx(obs[0], rel=1e-9)
+    assert "drive.gain" not in latent_sites(prototype(sure, data))
 
 
 # Inference
@@ -365,9 +408,10 @@ def everything(name: str, data: Trajectories) -> list[Any]:
     if has_option(name, "noise"):
         found += [build(name, data, noise=noise) for noise in ("ar1", "student_t")]
     extra: dict[str, dict[str, Any]] = {
-        "Pendulum": {"drag": (0.1, 1.0), "angle_offset": 0.1},
-        "MassSpring": {"mass": (1.0, 0.1), "damping": (0.1, 1.0)},
-        "Duffing": {"offset": 0.1},
+        "Pendulum": {"drag": (0.1, 1.0), "angle_offset": 0.1, "discrepancy": 0.1},
+        "MassSpring": {"mass": (1.0, 0.1), "damping": (0.1, 1.0), "discrepancy": 0.1},
+        "DrivenMass": {"discrepancy": 0.1, "gain_error": 0.01},
+        "Duffing": {"offset": 0.1, "discrepancy": 0.1},
         "HenonHeiles": {},
         "Hierarchical": {"system": "spring"},
         "NoisyStates": {"mass": (1.0, 0.1), "damping": (0.1, 1.0), "weight_prior_scale": 1.0},

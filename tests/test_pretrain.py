@@ -155,3 +155,21 @@ def test_the_bound_of_an_amortised_guide_counts_the_jacobian() -> None:
             warnings.simplefilter("ignore")
             loss = bound.loss(prior, guide, data)
         assert loss == pytest.approx(encoder, abs=0.01), joint
+
+
+def test_long_parts_of_a_record_are_compiled_and_found_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = simulate(system("mass_spring"), num_trajectories=2, num_times=70, noise_scale=0.1)
+    model = MassSpring(data)
+    lengths: list[int] = []
+    original = LogDensity.compile
+
+    def counted(self: LogDensity) -> bool:
+        lengths.append(self._args[0].num_times)
+        return original(self)
+
+    monkeypatch.setattr(LogDensity, "compile", counted)
+    plain = find_start(model, data)
+    monkeypatch.setattr("vinppl.fit.starts.LONG", 30)
+    found = find_start(model, data)
+    assert lengths == [70, 63, 70]  # 25, 63 and 70 samples are fitted in turn
+    torch.testing.assert_close(found.centre, plain.centre, rtol=0, atol=1e-4)

@@ -47,6 +47,7 @@ SCRIPTS = {
     "study_growth.py": ["--num-records INT", "address of a dask scheduler", "--quick"],
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_pixels.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
+    "study_real.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
 }
 
 SVI = ["--num-steps", "30", "--check-every", "10", "--num-draws", "40"]

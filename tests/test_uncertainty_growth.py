@@ -220,6 +220,17 @@ def test_any_pyro_model_will_do() -> None:
     assert "q: sd" in growth_verdict(growth)
 
 
+def test_an_unknown_force_is_discrepancy_that_grows() -> None:
+    data = simulated("mass_spring", num_trajectories=1)
+    model, draws = model_and_draws(MassSpring, data, discrepancy=0.3, discrepancy_time=(0.5, 0.3))
+    growth = uncertainty_growth(model, draws, data, extend(data, horizon=4.0), **FAST)
+    assert "discrepancy" in growth["part"].values
+    found = growth["states_parts"].sel(part="discrepancy").isel(trajectory=0, state=0).values
+    # At the end of the data, where its path is the same in all of these draws, it is nothing yet.
+    assert float(np.abs(found[0])) < 1e-3 * found[-1]
+    assert found[0] < found[5] < found[10] < found[-1]
+
+
 def test_what_goes_on_at_random_beyond_the_data_is_discrepancy() -> None:
     vin = VIN(Harmonic(2.0))
 

@@ -35,9 +35,11 @@ _HOME = {
     "CoulombFriction": "forces",
     "CoupledSprings": "potentials",
     "DataError": "errors",
+    "DiscrepancyForce": "discrepancy",
     "Drive": "forces",
     "DuffingPotential": "potentials",
     "Euclidean": "manifolds",
+    "FlatPotential": "potentials",
     "FullRankGuide": "guides",
     "FunctionPotential": "potentials",
     "GaussianEmission": "emissions",
@@ -97,9 +99,11 @@ __all__ = [
     "CoulombFriction",
     "CoupledSprings",
     "DataError",
+    "DiscrepancyForce",
     "Drive",
     "DuffingPotential",
     "Euclidean",
+    "FlatPotential",
     "FullRankGuide",
     "FunctionPotential",
     "GaussianEmission",
@@ -146,6 +150,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vinppl.data import Channel, ColumnSpec, Trajectories, read_trajectories, write_csv
+    from vinppl.discrepancy import DiscrepancyForce
     from vinppl.draws import predict
     from vinppl.dynamics import VIN
     from vinppl.emissions import AR1Emission, GaussianEmission, StudentTEmission
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
     from vinppl.potentials import (
         CoupledSprings,
         DuffingPotential,
+        FlatPotential,
         FunctionPotential,
         Harmonic,
         KeplerPotential,

@@ -7,14 +7,16 @@ prior is sampled where the call stands in the user's model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.forces import AbstractDamping, ControlSignal, Drive, combine_damping
+from vinppl.forces import AbstractDamping, ControlSignal, Drive, KnotSignal, combine_damping
 from vinppl.integrators import AbstractIntegrator, Mechanics, make_integrator
 from vinppl.mass import MassSpec, bind_mass, declare_mass
 from vinppl.parameters import Component, Spec
@@ -102,7 +104,12 @@ class VIN(Component):
         return system, potential, drives[0] if drives else None
 
     def forward(
-        self, initial: PhaseState, grid: TimeGrid, *, control: ControlSignal | None = None
+        self,
+        initial: PhaseState,
+        grid: TimeGrid,
+        *,
+        control: ControlSignal | None = None,
+        force: KnotSignal | None = None,
     ) -> Trajectory:
         """Roll the network out: x_t = f_theta(x_1, h, t), paper eq. (13).
 
@@ -110,6 +117,8 @@ class VIN(Component):
             initial: state at the first time, shapes `(*batch, dim)`.
             grid: sampling times; `(time,)` or `(*batch, time)`.
             control: the known input, where a `Drive` is among the forces.
+            force: a generalised force over time beside those of the system, for each trajectory, such as
+                that of `vinppl.discrepancy`.
 
         Returns:
             The path, shapes `(*batch, time, dim)`.
@@ -127,20 +136,21 @@ class VIN(Component):
             "control=None",
             "Pass control=ControlSignal(times, values), for data: data.control().",
         )
-        drive = None
+        known: list[Callable[[Tensor], Tensor]] = [] if force is None else [force.at]
         if drive_force is not None and control is not None:
             law, signal = drive_force, control
+            known.append(lambda times: law(signal.at(times)))
 
-            def drive(times: Tensor) -> Tensor:
-                force = law(signal.at(times)).movedim(-2, 0)  # (n, *batch, dim)
-                return system.mass.solve(force).movedim(0, -2)
+        def drive(times: Tensor) -> Tensor:
+            total = functools.reduce(torch.add, (f(times) for f in known)).movedim(-2, 0)  # (n, *batch, dim)
+            return system.mass.solve(total).movedim(0, -2)
 
         return rollout(
             system,
             initial,
             grid,
             integrator=self.integrator,
-            drive=drive,
+            drive=drive if known else None,
             backend=self.backend,
             throw=not am_i_wrapped(),
         )

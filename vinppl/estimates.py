@@ -61,6 +61,7 @@ def local_states(data: Trajectories, *, num_samples: int = 7) -> LocalStates:
         data: the measurements.
         num_samples: length of a stretch; shortened to the length of the record.
     """
+    data = data.measured()
     num_samples = min(num_samples, data.num_times)
     t = data.times.unfold(1, num_samples, 1)  # (trajectories, count, num_samples)
     y = data.values.unfold(1, num_samples, 1).transpose(-1, -2)  # (..., num_samples, channels)

@@ -23,6 +23,7 @@ __all__ = [
     "ControlSignal",
     "CoulombFriction",
     "Drive",
+    "KnotSignal",
     "LinearDamping",
     "QuadraticDamping",
 ]
@@ -194,6 +195,52 @@ class ControlSignal(NamedTuple):
         index = right.unsqueeze(-1).expand(*right.shape, values.shape[-1])
         low, high = values.gather(-2, index - 1), values.gather(-2, index)
         return low + weight.unsqueeze(-1) * (high - low)
+
+
+class KnotSignal(NamedTuple):
+    """A signal known by value and slope at equidistant knots, and by the cubic between them (Hermite's).
+
+    Attributes:
+        origin: time of the first knot, shape `(1,)` shared by all or `(trajectory, 1)`.
+        spacing: time between neighbouring knots.
+        values: shape `(*batch, trajectory, knots, dim)`, at least two knots.
+        slopes: derivatives times `spacing`, same shape.
+    """
+
+    origin: Tensor
+    spacing: float
+    values: Tensor
+    slopes: Tensor
+
+    def at(self, t: Tensor) -> Tensor:
+        """Return the signal at times `(n,)` or `(trajectory, n)`, shape `(*batch, trajectory, n, dim)`.
+
+        Raises:
+            ValueError: if a time lies more than one spacing outside of the knots (composed integrators
+                reach out of a step; the outer cubics are extrapolated).
+        """
+        place = (t - self.origin) / self.spacing
+        last = self.values.shape[-2] - 1
+        require(
+            bool(((place > -1) & (place < last + 1)).all()),
+            f"the knots must cover every time of the rollout; there are {last + 1}, {self.spacing:.6g} apart",
+            f"times from {float(place.min()):.4g} to {float(place.max()):.4g} spacings after the first knot",
+        )
+        left = place.floor().clamp(0, last - 1)
+        x = (place - left).unsqueeze(-1)
+        low, high = left.long(), left.long() + 1
+        rest = 1 - x
+        return rest.square() * (
+            (1 + 2 * x) * _pick(self.values, low) + x * _pick(self.slopes, low)
+        ) + x.square() * ((1 + 2 * rest) * _pick(self.values, high) - rest * _pick(self.slopes, high))
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Return knots of `(*batch, trajectory, knots, dim)`: `(n,)`, or `(trajectory, n)` of each trajectory."""
+    if index.ndim == 1:
+        return x.index_select(-2, index)
+    shape = (*x.shape[:-2], index.shape[-1], x.shape[-1])
+    return x.gather(-2, index.unsqueeze(-1).expand(shape))
 
 
 class Drive(Component):

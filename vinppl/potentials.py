@@ -27,6 +27,7 @@ __all__ = [
     "BoundPotential",
     "CoupledSprings",
     "DuffingPotential",
+    "FlatPotential",
     "FunctionPotential",
     "Harmonic",
     "KeplerPotential",
@@ -86,6 +87,22 @@ class AbstractPotential(Component):
     @abc.abstractmethod
     def bind(self) -> BoundPotential:
         """Read every parameter once (this is where Pyro sites are visited)."""
+
+
+class FlatPotential(AbstractPotential):
+    """V = 0: a body that only friction and known forces act on.
+
+    Args:
+        dim: number of coordinates.
+    """
+
+    def __init__(self, *, dim: int = 1) -> None:
+        super().__init__()
+        self.manifold = Euclidean(dim)
+
+    def bind(self) -> BoundPotential:
+        """There is nothing to read."""
+        return BoundPotential(lambda q: (0.0 * q).sum(-1), torch.zeros_like)
 
 
 class Harmonic(AbstractPotential):

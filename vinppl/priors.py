@@ -79,7 +79,7 @@ def correlation_prior(data: Trajectories, given: tuple[float, float] | None = No
     """
     if given is not None:
         return log_normal(*given)
-    return log_normal(3 * data.median_step, 1.0)
+    return log_normal(3 * data.measured().median_step, 1.0)
 
 
 def initial_scales(data: Trajectories, given: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
@@ -126,6 +126,7 @@ def _channel_rms(data: Trajectories) -> Tensor:
 
 
 def _difference_rms(data: Trajectories) -> Tensor:
+    data = data.measured()
     both = data.mask[:, 1:] & data.mask[:, :-1]
     gap = data.times.diff(dim=-1).unsqueeze(-1)
     both = both & (gap > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,19 @@ def test_split_by_time_parts_every_trajectory(lengths: list[int], seed: int, fra
         assert not part.mask[pad].any()
         assert not part.values[pad].any()
         assert not part.drive[pad].any()
+
+
+def test_measured_times_are_those_of_any_trajectory() -> None:
+    values = np.full((2, 6, 1), math.nan)
+    values[0, [0, 2, 4], 0], values[1, [0, 3], 0] = (1.0, 2.0, 3.0), (4.0, 5.0)
+    data = Trajectories.from_arrays(np.arange(6.0), values, drive=np.arange(12.0).reshape(2, 6, 1))
+    kept = data.measured()
+    assert kept.times[0].tolist() == [0.0, 2.0, 3.0, 4.0]
+    assert kept.values[0, :, 0].tolist() == [1.0, 2.0, 0.0, 3.0]
+    assert kept.mask[1, :, 0].tolist() == [True, False, True, False]
+    assert kept.drive is not None
+    assert kept.drive[1, :, 0].tolist() == [6.0, 8.0, 9.0, 10.0]
+    assert kept.measured() is kept
 
 
 def test_split_by_time_names_the_trajectory_that_is_too_short() -> None:

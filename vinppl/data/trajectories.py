@@ -360,6 +360,17 @@ class Trajectories:
         counts = self.lengths.clamp_max(num_times)
         return self._with(blocks.cut(self._block, self.lengths - counts, counts), self.names)
 
+    def measured(self) -> Trajectories:
+        """Return the data at those times only at which something was measured, the same data if at all times.
+
+        A time is kept if any of the trajectories has a measurement there. Inputs are often known more finely
+        than motions are measured; estimates from neighbouring samples need the measured ones side by side.
+        """
+        seen = self.mask.any(-1).any(0)
+        if bool(seen.all()) or int(seen.sum()) < 2:
+            return self
+        return self._with(Block(*(None if x is None else x[:, seen] for x in self._block)), self.names)  # type: ignore[arg-type]
+
     def windows(self, length: int, stride: int = 1, start: int | None = None) -> Trajectories:
         """Return all full windows of consecutive samples, each as a trajectory of its own.
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vinppl.encoders import InitialPosterior
 from vinppl.errors import ConvergenceWarning, NumericalWarning
+from vinppl.fit.ascent import laplace_covariance
 from vinppl.fit.pretrain import pretrain_encoder
-from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, laplace_covariance, starting_values
+from vinppl.fit.starts import MAX_CURVATURE_SIZE, find_start, fit_point, starting_values
 from vinppl.guides import INITIAL_SITES, AmortisedGuide, FullRankGuide, GuideName, make_guide
 from vinppl.logdensity import LogDensity
 

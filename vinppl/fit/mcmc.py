@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
-from vinppl.diagnostics import MAX_RHAT, convergence
+from vinppl.diagnostics import MAX_RHAT, Convergence, convergence
 from vinppl.draws import Draws, prototype, seeded, without_singletons
 from vinppl.errors import ConvergenceWarning
 from vinppl.fit import nutpie_engine
@@ -119,6 +119,28 @@ class MCMCResult:
     def flat(self) -> Draws:
         """Return the draws with chains put one after another, each `(chain * draw, *site)`."""
         return {name: value.flatten(0, 1) for name, value in self.draws.items()}
+
+    def convergence(self, *, max_tree_depth: int = MCMCOptions.max_tree_depth) -> Convergence:
+        """Return what the chains say about themselves.
+
+        Args:
+            max_tree_depth: that of the run.
+        """
+        import xarray as xr  # slow to import
+
+        groups = {
+            group: xr.Dataset(
+                {
+                    name: (
+                        ["chain", "draw", *(f"{name}_{k}" for k in range(value.ndim - 2))],
+                        value.cpu().numpy(),
+                    )
+                    for name, value in values.items()
+                }
+            )
+            for group, values in (("posterior", self.draws), ("sample_stats", self.stats))
+        }
+        return convergence(xr.DataTree.from_dict(groups), max_tree_depth=max_tree_depth)
 
 
 def fit_mcmc(
@@ -257,23 +279,9 @@ def _statistics(chains: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 def _problem(result: MCMCResult, options: MCMCOptions) -> str:
     """Return the verdict if chains disagree or a draw diverged; "" if not, or of a run too short to judge."""
-    import xarray as xr  # slow to import
-
     if options.num_draws < MIN_JUDGED:
         return ""
-    groups = {
-        group: xr.Dataset(
-            {
-                name: (
-                    ["chain", "draw", *(f"{name}_{k}" for k in range(value.ndim - 2))],
-                    value.cpu().numpy(),
-                )
-                for name, value in values.items()
-            }
-        )
-        for group, values in (("posterior", result.draws), ("sample_stats", result.stats))
-    }
-    found = convergence(xr.DataTree.from_dict(groups), max_tree_depth=options.max_tree_depth)
+    found = result.convergence(max_tree_depth=options.max_tree_depth)
     return found.verdict if found.max_rhat > MAX_RHAT or found.divergences else ""
 
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
+from vinppl.discrepancy import DiscrepancyForce
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.estimates import noise_estimate
+from vinppl.fit.ascent import ascend_along, ascend_part, climb, is_stationary, laplace_covariance, whitened
 from vinppl.logdensity import LogDensity
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
-__all__ = ["Start", "find_start", "fit_point", "laplace_covariance", "starting_values"]
+__all__ = ["Start", "find_start", "fit_point", "starting_values"]
 
 COMPILED_ITERATIONS = 500
 """L-BFGS iterations where an evaluation costs microseconds."""
@@ -45,6 +44,12 @@ MAX_RETRIES = 15
 
 MAX_CURVATURE_SIZE = 100
 """Latent variables up to which the curvature at the mode is computed."""
+
+MAX_COMPILED_SIZE = 1000
+"""The same where an evaluation costs microseconds."""
+
+LONG = 200
+"""Samples from which on a part of the record is compiled too: seconds once, against seconds an evaluation."""
 
 
 class Start(NamedTuple):
@@ -76,7 +81,8 @@ def find_start(
     """Climb to a mode of the posterior by L-BFGS over growing horizons.
 
     On the whole record the climb goes on in coordinates whitened by the curvature, where a
-    narrow and tilted posterior is round.
+    narrow and tilted posterior is round. The scales of unknown forces stay where they start and are then
+    set to their mode given the forces: the joint mode of a process and its scales is far from all draws.
 
     Args:
         model: Pyro model of one argument, the data.
@@ -91,20 +97,23 @@ def find_start(
         ConvergenceWarning: if the search did not end at a stationary point.
     """
     values = dict(starting_values(model, data) if initial_values is None else initial_values)
-    density, point = _explain(model, data, values, max_iterations, soften)
+    scales = _process_scales(model, values)
+    density, point = _explain(model, data, values, max_iterations, soften, scales)
     if density.native is not None:
         max_iterations = COMPILED_ITERATIONS
+    free = _coordinates(density, [name for name in density.names if name not in scales])
+    if scales:
+        point = ascend_part(density, point, _coordinates(density, scales), max_iterations)
     covariance = None
-    if density.size <= MAX_CURVATURE_SIZE:
+    if density.size <= (MAX_CURVATURE_SIZE if density.native is None else MAX_COMPILED_SIZE):
         for _ in range(3):
             covariance = laplace_covariance(density, point)
             if covariance is None:
                 break
-            factor = torch.linalg.cholesky(covariance)
-            point, before = point + factor @ _climb_whitened(density, point, factor, max_iterations), point
+            point, before = ascend_along(density, point, whitened(covariance, free), max_iterations), point
             if float((point - before).square().div(covariance.diagonal()).amax()) < 0.1**2:
                 break
-    converged = _is_stationary(density, point, covariance)
+    converged = is_stationary(density, point, covariance, free)
     if not converged:
         warnings.warn(
             "the search for a mode of the posterior did not converge; inference starts from where it ended",
@@ -114,8 +123,26 @@ def find_start(
     return Start(density, point, covariance, _detached(density.constrain(point)), converged)
 
 
+def _process_scales(model: Any, values: Mapping[str, Tensor]) -> list[str]:
+    """Return the scales of unknown forces that have starting values."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    forces = [m for m in modules if isinstance(m, DiscrepancyForce)]
+    return [name for force in forces for name in force.scale_sites if name in values]
+
+
+def _coordinates(density: LogDensity, names: Sequence[str]) -> Tensor:
+    """Return the places of sites in the unconstrained vector."""
+    where = density.split(torch.arange(density.size))
+    return torch.cat([torch.zeros(0, dtype=torch.long), *(where[name].reshape(-1) for name in names)])
+
+
 def _explain(
-    model: Any, data: Trajectories, values: Mapping[str, Tensor], max_iterations: int, soften: bool
+    model: Any,
+    data: Trajectories,
+    values: Mapping[str, Tensor],
+    max_iterations: int,
+    soften: bool,
+    held: Sequence[str],
 ) -> tuple[LogDensity, Tensor]:
     """Return the density of the whole record and the best mode found from the first horizons.
 
@@ -129,7 +156,7 @@ def _explain(
         expected = -float((share * scatter.log()).sum() / share.sum()) - 0.5 * math.log(2 * math.pi * math.e)
     best: tuple[float, LogDensity, Tensor] | None = None
     for first in FIRST_HORIZONS:
-        density, point = _grow(model, data, values, max_iterations, soften, first)
+        density, point = _grow(model, data, values, max_iterations, soften, held, first)
         found = float(density(point).detach()) / max(1, data.num_observed)
         if best is None or found > best[0]:
             best = found, density, point
@@ -145,6 +172,7 @@ def _grow(
     values: Mapping[str, Tensor],
     max_iterations: int,
     soften: bool,
+    held: Sequence[str],
     first: int,
 ) -> tuple[LogDensity, Tensor]:
     """Climb over growing horizons, and return the density of the whole record and the mode found.
@@ -154,18 +182,21 @@ def _grow(
     """
     reached, quality, growth, retries = 0, -math.inf, GROWTH, MAX_RETRIES
     densities: dict[int, LogDensity] = {}
+    compiles = True
     while True:
         length = min(data.num_times, max(first, reached + 1, math.ceil(growth * reached)))
         part = data if length == data.num_times else data.first(length)
         if length not in densities:
             whole = length == data.num_times
             densities[length] = LogDensity(model, part, initial_values=values, soften=soften and whole)
-            if whole:
-                densities[length].compile()  # the whole record is also what is sampled from
+            if whole or (compiles and length >= LONG):
+                compiles = densities[length].compile()  # the whole record is also what is sampled from
         density = densities[length]
-        iterations = max_iterations if density.native is None else COMPILED_ITERATIONS
+        longer = length == data.num_times and density.native is not None
+        iterations = COMPILED_ITERATIONS if longer else max_iterations
         begin = density.unconstrain({**density.constrain(density.initial), **values})
-        point = _ascend(density.value_and_gradient, begin, iterations)
+        free = _coordinates(density, [name for name in density.names if name not in held])
+        point = ascend_part(density, begin, free, iterations)
         found = float(density(point).detach()) / max(1, part.num_observed)
         if found < quality - MAX_LOSS and length > reached + 1 and retries > 0:
             growth, retries = 1 + 0.5 * (length / reached - 1), retries - 1
@@ -236,7 +267,7 @@ def _fit_point(
             )
             return density(u) - 0.5 * weight_decay * change
 
-        point = _climb(objective, density.initial, max_iterations, extra=learned)
+        point = climb(objective, density.initial, max_iterations, extra=learned)
         values = _detached(density.constrain(point))
     return values
 
@@ -254,140 +285,3 @@ def starting_values(model: Any, data: Trajectories) -> dict[str, Tensor]:
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
-
-
-def _climb_whitened(density: LogDensity, centre: Tensor, factor: Tensor, max_iterations: int) -> Tensor:
-    def whitened(x: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = density.value_and_gradient(centre + factor @ x)
-        return value, factor.mT @ gradient
-
-    return _ascend(whitened, torch.zeros_like(centre), max_iterations)
-
-
-def _ascend(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, max_iterations: int
-) -> Tensor:
-    """Return the end of an L-BFGS ascent with the gradient given, never a worse point."""
-    best = (-math.inf, start.detach().clone())
-
-    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        nonlocal best
-        u = torch.from_numpy(x).to(start)
-        value, gradient = (z.detach() for z in function(u))
-        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
-            return 1e10, np.zeros_like(x)
-        if float(value) > best[0]:
-            best = (float(value), u.clone())
-        return -float(value), -gradient.cpu().double().numpy()
-
-    minimize(
-        loss,
-        start.detach().cpu().double().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_iterations, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-4},
-    )
-    return best[1]
-
-
-def _is_stationary(density: LogDensity, point: Tensor, covariance: Tensor | None) -> bool:
-    """Return whether a Newton step would move by less than a fifth of a posterior sd anywhere."""
-    _, gradient = density.value_and_gradient(point)
-    if covariance is None:
-        return bool(gradient.abs().amax() < 1.0)
-    step = covariance @ gradient
-    return bool((step.square() < 0.2**2 * covariance.diagonal()).all())
-
-
-def _climb(
-    function: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int, *, extra: Sequence[Tensor] = ()
-) -> Tensor:
-    """Return the end of an L-BFGS ascent, never a worse point; `extra` parameters climb along in place."""
-    u = start.detach().clone().requires_grad_(True)
-    moving = [u, *extra]
-    optimiser = torch.optim.LBFGS(
-        moving,
-        max_iter=max_iterations,
-        max_eval=2 * max_iterations,
-        tolerance_grad=1e-3,
-        tolerance_change=1e-9,
-        history_size=100,
-        line_search_fn="strong_wolfe",
-    )
-    best = (torch.inf, [x.detach().clone() for x in moving])
-
-    def closure() -> Tensor:
-        nonlocal best
-        optimiser.zero_grad()
-        loss = -function(u)
-        if not bool(torch.isfinite(loss)):
-            for x in moving:
-                x.grad = torch.zeros_like(x)
-            return torch.full_like(loss, 1e10)
-        loss.backward()
-        if loss.item() < best[0]:
-            best = (loss.item(), [x.detach().clone() for x in moving])
-        return loss
-
-    optimiser.step(closure)
-    optimiser.zero_grad()
-    with torch.no_grad():
-        for x, value in zip(moving, best[1], strict=True):
-            x.copy_(value)
-    return best[1][0]
-
-
-def laplace_covariance(density: LogDensity, point: Tensor, *, relative_step: float = 1e-4) -> Tensor | None:
-    """Return the inverse of minus the Hessian of the log density at `point`, `(size, size)`.
-
-    The Hessian comes from central differences of the gradient, 2 size evaluations, with steps a
-    tenth of the first estimate of each standard deviation. Directions of negative curvature (the
-    point is no mode) count with its size. The length of each principal direction is then set by how
-    far the density falls along it, so that it holds at the scale of the posterior.
-
-    Returns:
-        A positive definite matrix, or `None` if the Hessian is not finite.
-    """
-    step = relative_step * point.abs().clamp_min(1.0)
-    precision = _precision(density, point, step)
-    refined = 0.1 * precision.diagonal().abs().clamp_min(1.0).rsqrt()
-    if bool((refined < step).any()) and bool(torch.isfinite(precision).all()):
-        precision = _precision(density, point, torch.minimum(step, refined))
-    if not bool(torch.isfinite(precision).all()):
-        return None
-    scale = precision.diagonal().abs().clamp_min(1e-2).sqrt()
-    curvature, axes = torch.linalg.eigh(precision / scale.outer(scale))
-    directions = axes / curvature.abs().clamp_min(1e-4).sqrt() / scale.unsqueeze(-1)  # columns of one sd
-    for _ in range(2):
-        directions = directions * _stretch(density, point, directions)
-    covariance = directions @ directions.mT
-    return 0.5 * (covariance + covariance.mT)
-
-
-def _stretch(density: LogDensity, point: Tensor, directions: Tensor) -> Tensor:
-    """Return how much longer each direction should be for the density to fall by one half along it.
-
-    One half is what a normal falls by over one standard deviation. A posterior that is curved, or
-    whose curvature at the mode is that of a cusp or a plateau, is matched at its own scale.
-    """
-    factors = []
-    with torch.no_grad():
-        top = density(point)
-        for direction in directions.mT:
-            fall = float(top - 0.5 * (density(point + direction) + density(point - direction)))
-            longer = (0.5 / max(fall, 0.125)) ** 0.5 if math.isfinite(fall) else 0.0
-            factors.append(max(0.05, longer))
-    return torch.tensor(factors, dtype=point.dtype, device=point.device)
-
-
-def _precision(density: LogDensity, point: Tensor, step: Tensor) -> Tensor:
-    """Return minus the Hessian by central differences."""
-    rows = []
-    for i in range(point.numel()):
-        shift = torch.zeros_like(point)
-        shift[i] = step[i]
-        _, above = density.value_and_gradient(point + shift)
-        _, below = density.value_and_gradient(point - shift)
-        rows.append((above - below) / (2 * step[i]))
-    hessian = torch.stack(rows)
-    return -0.5 * (hessian + hessian.mT)
