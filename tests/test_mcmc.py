@@ -21,11 +21,11 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from vinppl.data import Trajectories
-from vinppl.errors import DataError
-from vinppl.fit import MCMCOptions, MCMCProgress, MCMCResult, fit_mcmc
+from vinppl.errors import DataError, NumericalWarning
+from vinppl.fit import MCMCOptions, MCMCProgress, MCMCResult, find_start, fit_mcmc
 from vinppl.fit.nuts import Chain
 from vinppl.logdensity import LogDensity
-from vinppl.models import MassSpring, Pendulum, PendulumConfig
+from vinppl.models import Duffing, FreeDynamics, FreeDynamicsConfig, MassSpring, Pendulum, PendulumConfig
 
 SMALL = MCMCOptions(
     num_chains=2,
@@ -319,6 +319,41 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             MCMCOptions(**options)
+
+
+def test_models_do_not_read_one_anothers_parameters() -> None:
+    data = simulated("pendulum", num_trajectories=2, num_times=6)
+
+    def sampled(seed: int) -> Tensor:
+        config = FreeDynamicsConfig(dynamics="ode", hidden_sizes=(4,), network_seed=seed)
+        options = dataclasses.replace(SMALL, num_chains=1, num_warmup=3, num_draws=3, start="values")
+        with pytest.warns(NumericalWarning, match="holds fixed at their present"):
+            return fit_mcmc(FreeDynamics(data, config), data, options).draws["noise_scale"]
+
+    first = sampled(1)
+    sampled(0)  # the same site names, other weights
+    assert torch.equal(sampled(1), first)
+    assert not dict(pyro.get_param_store().items())
+
+
+def test_starting_values_whose_path_runs_away_are_tamed() -> None:
+    data = simulated("duffing", num_trajectories=2, num_times=20, noise_scale=0.05)
+
+    class Eager(Duffing):
+        """Rough estimates under which the mass leaves the well: at once, or well before the record ends."""
+
+        cubic = -1e4
+
+        def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
+            return {**super().initial_values(data), "potential.cubic": torch.tensor(self.cubic)}
+
+    usual = find_start(Duffing(data), data)
+    for cubic in (-1e4, -1e9):
+        model = Eager(data)
+        model.cubic = cubic
+        start = find_start(model, data)
+        # The same mode, or one as good.
+        assert float(start.density(start.centre)) > float(usual.density(usual.centre)) - 1.0
 
 
 def test_the_global_store_and_stream_are_left_alone() -> None:

@@ -434,10 +434,12 @@ def test_chains_that_disagree_are_warned_of_once(monkeypatch: pytest.MonkeyPatch
         num_chains=2, num_warmup=1, num_draws=100, max_tree_depth=1, spread=30.0, num_workers=1, start="prior"
     )
     with pytest.warns(ConvergenceWarning, match=r"R-hat of x\[\d\] is .* To do: run longer") as caught:
-        fit_mcmc(gaussian, anything(), options)
+        result = fit_mcmc(gaussian, anything(), options)
+    assert result.problem == str(caught[0].message)
     assert [str(w.message).startswith("Not converged") for w in caught] == [True]
     assert caught[0].filename == __file__
-    fit_mcmc(gaussian, anything(), dataclasses.replace(options, num_draws=mcmc_module.MIN_JUDGED - 1))
+    short = dataclasses.replace(options, num_draws=mcmc_module.MIN_JUDGED - 1)
+    assert not fit_mcmc(gaussian, anything(), short).problem
 
 
 def test_arviz_file(whole: MCMCResult, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -48,6 +49,9 @@ SCRIPTS = {
     "study_noisy.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_pixels.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
     "study_real.py": ["--num-seeds INT", "address of a dask scheduler", "--quick"],
+    "calibrate.py": ["--num-simulations INT", "simulation-based calibration", "--cases", "--quick"],
+    "compare.py": ["RUN ...", "--lfo", "trajectory (its initial state integrated out)"],
+    "check.py": ["RUN", "Posterior predictive checks", "--num-draws INT"],
 }
 
 SVI = ["--num-steps", "30", "--check-every", "10", "--num-draws", "40"]
@@ -405,6 +409,101 @@ def test_chaotic_forecasts_grow_at_the_lyapunov_exponent(tmp_path: Path) -> None
     assert (table["law"] == "exponential").all()
     assert table.loc["duffing", "lyapunov"] == pytest.approx(0.1572, abs=0.016)  # Sprott (2003), A.4.6
     assert table["ratio"].between(0.8, 1.2).all(), table[["rate", "rate_error", "lyapunov"]]
+
+
+def test_calibration_judges_every_parameter_and_reads_what_it_has_already(tmp_path: Path) -> None:
+    arguments = ("calibrate.py", "--quick", "--engines", "nuts", "full_rank", "--num-workers", "2")
+    arguments += ("--out", "sbc")
+    out, err = run(tmp_path, *arguments)
+    assert "FAILED" not in out + err
+    table = read_table(tmp_path / "sbc" / "sbc.csv")
+    columns = ["model", "engine", "parameter", "simulations", "failed", "statistic", "passed"]
+    assert list(table.columns) == [*columns, "passed_jointly"]
+    assert set(table["engine"]) == {"nuts", "full_rank", "full_rank_psis"}
+    assert {"potential.stiffness", "noise_scale[1]", "last_state[0]", "log_likelihood"} <= set(
+        table["parameter"]
+    )
+    assert bool((table["simulations"] == 3).all())
+    assert bool((table["failed"] == 0).all())
+    fits = read_table(tmp_path / "sbc" / "fits.csv")
+    assert fits["fits"].tolist() == [3, 3, 3]
+    assert bool(fits[["not_converged", "few_effective"]].notna().all(axis=None))
+    forecasts = read_table(tmp_path / "sbc" / "calibration.csv")
+    levels = [f"coverage_{level}" for level in (50, 80, 90, 95)]
+    columns = ["model", "system", "engine", "horizon", *levels, "crps", "energy_score", "width", "seeds"]
+    assert list(forecasts.columns) == [*columns, "coverage_90_se"]
+    assert sorted(set(forecasts["horizon"])) == ["0.5", "1.0", "1.5", "2.0", "all"]
+    figures = {path.name for path in (tmp_path / "sbc").glob("*.png")}
+    assert {"reliability.png", "sbc_mass_spring_nuts.png", "pit_mass_spring_full_rank_psis.png"} <= figures
+    began = time.monotonic()
+    again, _ = run(tmp_path, *arguments)
+    assert " done, " not in again
+    assert time.monotonic() - began < 60
+
+
+def test_fits_that_fail_are_counted_by_calibration(tmp_path: Path) -> None:
+    source = """
+        from vinppl.models import MassSpring
+
+        class Capricious(MassSpring):
+            def initial_values(self, data):
+                if data.values[0, 0, 0] > 0:
+                    raise RuntimeError("no start for positive positions")
+                return super().initial_values(data)
+        """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(source))
+    arguments = ("--model", "mine.py:Capricious", "--system", "mass_spring", "--engines", "nuts", "--quick")
+    out, _ = run(tmp_path, "calibrate.py", *arguments, "--num-workers", "1", "--out", "sbc")
+    failed = len(list((tmp_path / "sbc" / "failures").glob("*.json")))
+    assert 0 < failed < 3
+    table = read_table(tmp_path / "sbc" / "sbc.csv")
+    assert bool((table["failed"] == failed).all())
+    assert bool((table["simulations"] == 3).all())
+    assert read_table(tmp_path / "sbc" / "fits.csv")[["fits", "failed"]].to_numpy().tolist() == [
+        [3 - failed, failed]
+    ]
+    assert f"3 simulations, {failed} of which failed" in out
+
+
+def test_runs_are_compared_and_checked(tmp_path: Path) -> None:
+    write_data(tmp_path / "a.csv", num_times=14)
+    common = ("--data", "a.csv", "--train-fraction", "0.8")
+    run(tmp_path, "svi.py", "--model", "Pendulum", *common, "--out", "first", *SVI)
+    run(tmp_path, "mcmc.py", "--model", "Pendulum", *common, "--out", "second/x", *MCMC)
+    run(tmp_path, "mcmc.py", "--model", "MassSpring", *common, "--out", "third/x", *MCMC)
+    out, _ = run(tmp_path, "compare.py", "first", "second/x", "third/x", "--num-draws", "200", "--out", "loo")
+    assert "too high" not in out  # no point estimates
+    table = read_table(tmp_path / "loo" / "compare.csv").set_index("model")
+    assert set(table.index) == {"first", "second/x", "third/x"}
+    assert table["parts"].tolist() == [2 * 11 * 2] * 3
+    assert table["held_out_points"].tolist() == [2 * 3 * 2] * 3
+    assert table["difference"].iloc[0] == 0
+    assert (tmp_path / "loo" / "compare.png").exists()
+    ahead, _ = run(
+        tmp_path,
+        "compare.py",
+        "second/x",
+        "third/x",
+        "--lfo",
+        "--first",
+        "9",
+        "--horizon",
+        "2",
+        "--out",
+        "lfo",
+    )
+    assert "fit to the first 9 of 11 samples" in ahead
+    assert read_table(tmp_path / "lfo" / "compare.csv")["parts"].tolist() == [1, 1]
+    run(tmp_path, "check.py", "second/x", "--num-draws", "50")
+    checks = pd.read_csv(tmp_path / "second" / "x" / "checks.csv", index_col="quantity")
+    assert {"residual_sd[q]", "residual_lag1[q]", "period[q]", "energy_drift"} <= set(checks.index)
+    learned = pd.read_csv(tmp_path / "second" / "x" / "learned.csv", index_col="parameter")
+    assert learned.loc["potential.gravity_over_length", "scale"] == "log"
+    assert {"checks.png", "posterior_vs_prior.png"} <= {p.name for p in (tmp_path / "second" / "x").iterdir()}
+    write_data(tmp_path / "b.csv", seed=1)
+    run(tmp_path, "svi.py", "--model", "Pendulum", "--data", "b.csv", "--out", "other", *SVI)
+    _, err = run(tmp_path, "compare.py", "first", "other", status=2)
+    assert "other must be fitted to the data of first" in check_error(err)
 
 
 # Interruptions

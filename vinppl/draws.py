@@ -28,6 +28,7 @@ __all__ = [
     "collect",
     "continuations",
     "latent_sites",
+    "log_joint",
     "plate_nesting",
     "pointwise_log_likelihood",
     "predict",
@@ -323,6 +324,46 @@ def pointwise_log_likelihood(
             ran, size, nesting = _run(model, part, (data,), trace)
             chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def log_joint(
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    *,
+    chunk_size: int = 250,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Return the log density of latent sites and measurements together, at every draw.
+
+    Args:
+        model: Pyro model of one argument, the data.
+        draws: latent sites, each `(num_draws, *plates, *event)`.
+        data: the measurements.
+        chunk_size: draws that run as one batch.
+        parameters: learned parameters of the model, unconstrained, by name.
+
+    Returns:
+        Shape `(num_draws,)`; NaN or minus infinity where a draw has no path.
+    """
+    trace, chunks = prototype(model, data), []
+    with learned(model, data, parameters), torch.no_grad(), without_energy(), pyro.validation_enabled(False):
+        for part in batches(draws, chunk_size):
+            ran, size, _ = _run(model, part, (data,), trace)
+            chunks.append(summed_log_prob(ran, size))
+    return torch.cat(chunks)
+
+
+def summed_log_prob(trace: Any, num_draws: int) -> Tensor:
+    """Return the log density of every draw of a trace that ran inside of a plate of draws, `(num_draws,)`."""
+    trace.compute_log_prob()
+    total = torch.zeros(num_draws)
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            value = site["log_prob"]
+            own = value.reshape(num_draws, -1).sum(-1) if value.ndim else value
+            total = total.to(value) + own
+    return total
 
 
 def trajectory_log_prob(

@@ -35,6 +35,7 @@ __all__ = [
     "forecast_arrays",
     "forecast_scores",
     "interval_width",
+    "pit",
     "point_forecast",
     "relative_energy_error",
     "rmse",
@@ -116,6 +117,25 @@ def interval_width(
     require(x.ndim >= 1 and x.shape[0] >= 1, "draws must have shape (num_draws, *shape)", x)
     _, width = _intervals(*_unroll(x, np.zeros(x.shape[1:]), periodic), levels)
     return {level: _mean(row) for level, row in zip(levels, width, strict=True)}
+
+
+def pit(draws: ArrayLike, truth: ArrayLike, *, periodic: ArrayLike | None = None) -> Array:
+    """Return the probability integral transform of every entry: the share of the forecast below the truth.
+
+    For draws from the truth's own distribution it is uniform on the points (k + 1/2) / (num_draws + 1).
+    Angles are first unrolled around the draws' circular mean.
+
+    Args:
+        draws: shape `(num_draws, *shape)`.
+        truth: shape `(*shape)`, NaN where nothing was measured.
+        periodic: as in `rmse`.
+
+    Returns:
+        Shape `(*shape)`, NaN where nothing was measured.
+    """
+    x, y = _unroll(*_samples(draws, truth), periodic)
+    below = (x < y).sum(0) + 0.5 * (x == y).sum(0)
+    return np.where(np.isnan(y), np.nan, (below + 0.5) / (len(x) + 1))
 
 
 def crps(draws: ArrayLike, truth: ArrayLike, *, periodic: ArrayLike | None = None) -> float:

@@ -24,6 +24,8 @@ def _ascend(
 
     def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
+        if not np.isfinite(x).all():  # where a line search without a finite value may end
+            return 1e10, np.zeros_like(x)
         u = torch.from_numpy(x).to(start)
         value, gradient = (z.detach() for z in function(u))
         if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):

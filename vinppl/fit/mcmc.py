@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -106,6 +107,7 @@ class MCMCResult:
             those of its chains. Pyro's engine measures it; nutpie's takes the share of a chain's time
             that the kept draws have in its gradient evaluations.
         engine: what sampled, `pyro` or `nutpie`.
+        problem: what its chains show against it (see `convergence`), which was warned of; empty for nothing.
     """
 
     model: Any
@@ -115,6 +117,7 @@ class MCMCResult:
     seconds: Tensor
     sampling_seconds: float = math.nan
     engine: str = "pyro"
+    problem: str = ""
 
     def flat(self) -> Draws:
         """Return the draws with chains put one after another, each `(chain * draw, *site)`."""
@@ -175,23 +178,36 @@ def fit_mcmc(
     if options.engine == "nutpie":
         nutpie_engine.require_installed()
     folder = None if checkpoint is None else Path(checkpoint)
-    with seeded(options.seed):
-        density, centre, factor = _whitening(model, data, options, folder)
-    compiled = density.compile()
-    if options.engine == "auto":
-        options = replace(options, engine="nutpie" if compiled and nutpie_engine.is_installed() else "pyro")
-    refinements = options.max_refinements if options.engine == "nutpie" else 0
-    for remaining in range(refinements, -1, -1):
-        points, result = _sample(model, data, options, folder, density, centre, factor, on_draw)
-        problem = _problem(result, options)
-        if not problem or not remaining:
-            break
-        centre, factor = _geometry(points, result.stats["lp"], centre, factor)
-        folder = None if folder is None else folder / "refined"
-        options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
+    with _parameters_of(model):
+        with seeded(options.seed):
+            density, centre, factor = _whitening(model, data, options, folder)
+        compiled = density.compile()
+        if options.engine == "auto":
+            options = replace(
+                options, engine="nutpie" if compiled and nutpie_engine.is_installed() else "pyro"
+            )
+        refinements = options.max_refinements if options.engine == "nutpie" else 0
+        for remaining in range(refinements, -1, -1):
+            points, result = _sample(model, data, options, folder, density, centre, factor, on_draw)
+            problem = _problem(result, options)
+            if not problem or not remaining:
+                break
+            centre, factor = _geometry(points, result.stats["lp"], centre, factor)
+            folder = None if folder is None else folder / "refined"
+            options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
+    result.problem = problem
     if problem:
         warnings.warn(problem, ConvergenceWarning, stacklevel=2)
     return result
+
+
+def _parameters_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a block with a parameter store of its own, so that no other model's values are read.
+
+    Those of a module are the module's. Of a function they are what the store has.
+    """
+    store = pyro.get_param_store()
+    return store.scope(None if isinstance(model, torch.nn.Module) else store.get_state())
 
 
 def _sample(

@@ -20,6 +20,7 @@ from vinppl.discrepancy import DiscrepancyForce
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.estimates import noise_estimate
 from vinppl.fit.ascent import ascend_along, ascend_part, climb, is_stationary, laplace_covariance, whitened
+from vinppl.guides import INITIAL_SITES
 from vinppl.logdensity import LogDensity
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def _grow(
     """Climb over growing horizons, and return the density of the whole record and the mode found.
 
     Where a longer horizon is explained much worse than the one before (the climb went to another
-    mode, say one with large noise), one half as far ahead is tried first.
+    mode, say one with large noise), or has no finite density at the values found so far, one half as far
+    ahead is tried first.
     """
     reached, quality, growth, retries = 0, -math.inf, GROWTH, MAX_RETRIES
     densities: dict[int, LogDensity] = {}
@@ -188,7 +190,17 @@ def _grow(
         part = data if length == data.num_times else data.first(length)
         if length not in densities:
             whole = length == data.num_times
-            densities[length] = LogDensity(model, part, initial_values=values, soften=soften and whole)
+            try:
+                densities[length] = LogDensity(model, part, initial_values=values, soften=soften and whole)
+            except ValueError:  # no finite density: the path of these values runs away before the horizon
+                if length > max(2, reached + 1):
+                    first = max(2, (reached + length) // 2)
+                    growth = 1 + 0.5 * (length / reached - 1) if reached else growth
+                elif reached or not values:
+                    raise
+                else:
+                    values = _tamer(values)
+                continue
             if whole or (compiles and length >= LONG):
                 compiles = densities[length].compile()  # the whole record is also what is sampled from
         density = densities[length]
@@ -205,6 +217,12 @@ def _grow(
             return density, point
         values, reached, quality = _detached(density.constrain(point)), length, found
         growth = min(GROWTH, 1 + 2 * (growth - 1))
+
+
+def _tamer(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return fewer starting values: those of initial states alone, then none; the rest are prior medians."""
+    kept = {name: value for name, value in values.items() if name in INITIAL_SITES}
+    return kept if len(kept) < len(values) else {}
 
 
 def fit_point(

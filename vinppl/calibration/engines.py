@@ -1,0 +1,113 @@
+"""Engines of inference under one name each, for checks that fit many data sets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pyro.nn import PyroModule
+
+from vinppl._checks import require, require_choice
+from vinppl.calibration.weighted import WeightedDraws, chain_draws, corrected_draws
+from vinppl.draws import prototype
+from vinppl.errors import ConvergenceWarning, NumericalWarning
+from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
+
+if TYPE_CHECKING:
+    from vinppl.data import Trajectories
+
+__all__ = ["ENGINES", "Engine", "EngineName", "fix_parameters", "point_parameters"]
+
+EngineName = Literal["nuts", "full_rank", "mean_field", "low_rank", "amortised"]
+"""`nuts`: several chains; all others: SVI with that guide."""
+
+ENGINES: tuple[EngineName, ...] = ("nuts", "full_rank", "mean_field", "low_rank", "amortised")
+
+NUTS = MCMCOptions(num_chains=2, num_warmup=300, num_draws=400, num_workers=1)
+"""Options for many small fits: as many draws as ranks need."""
+
+SVI = SVIOptions(num_steps=60, num_particles=16, check_every=20)
+"""Options for many small fits, which start at a mode with the curvature there."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A fit of one data set: call it with a model, data and a seed.
+
+    SVI gives two posteriors: the guide's draws as they are, under the engine's name, and the same draws
+    corrected by importance weights, under that name with `_psis`.
+
+    Attributes:
+        name: see `EngineName`.
+        mcmc: options of NUTS.
+        svi: options of SVI; the guide is set by the name.
+        num_draws: draws from a guide.
+        min_ess: NUTS is run again with twice the draws, twice at most, where the effective sample size of a
+            latent scalar is smaller.
+    """
+
+    name: EngineName = "nuts"
+    mcmc: MCMCOptions = NUTS
+    svi: SVIOptions = SVI
+    num_draws: int = 2000
+    min_ess: float = 63.0
+
+    def __post_init__(self) -> None:
+        require_choice("name", self.name, ENGINES)
+        require(self.num_draws >= 1, "num_draws must be at least 1", self.num_draws)
+
+    @property
+    def posteriors(self) -> tuple[str, ...]:
+        """Names of the posteriors that a fit gives."""
+        return ("nuts",) if self.name == "nuts" else (self.name, f"{self.name}_psis")
+
+    def __call__(self, model: Any, data: Trajectories, seed: int) -> Mapping[str, WeightedDraws]:
+        """Return the posteriors of one fit by their names."""
+        with warnings.catch_warnings():
+            # Draws say themselves what did not converge: by `problem`, or the shape of their weights.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", NumericalWarning)
+            if self.name == "nuts":
+                return {"nuts": self._chains(model, data, seed)}
+            result = fit_svi(model, data, replace(self.svi, guide=self.name, seed=seed))
+            corrected = corrected_draws(result, self.num_draws, seed=seed)
+            return dict(zip(self.posteriors, (corrected.unweighted(), corrected), strict=True))
+
+    def posterior(self, model: Any, data: Trajectories, seed: int) -> WeightedDraws:
+        """Return the best posterior of one fit: that of NUTS, or a guide's draws with their weights."""
+        return self(model, data, seed)[self.posteriors[-1]]
+
+    def _chains(self, model: Any, data: Trajectories, seed: int) -> WeightedDraws:
+        """Return enough draws of NUTS, as far as two longer runs give them."""
+        options = replace(self.mcmc, seed=seed)
+        for remaining in (2, 1, 0):
+            found = chain_draws(fit_mcmc(model, data, options))
+            if found.effective_size >= self.min_ess or not remaining:
+                break
+            options = replace(options, num_draws=2 * options.num_draws)
+        return found
+
+
+def point_parameters(model: Any, data: Trajectories) -> list[str]:
+    """Return the names of a model's learned parameters: SVI fits them as points, NUTS holds them fixed."""
+    trace = prototype(model, data)
+    return [name for name, site in trace.nodes.items() if site["type"] == "param"]
+
+
+def fix_parameters(model: torch.nn.Module) -> None:
+    """Make constants of a model's learned parameters, with the values they have, for every engine.
+
+    Parameters without a prior cannot be simulated. What can be checked is the posterior of the latent sites
+    given them.
+    """
+    for module in model.modules():
+        own = [name for name, value in module._parameters.items() if value is not None]
+        constrained = list(module._pyro_params) if isinstance(module, PyroModule) else []
+        stored = {f"{name}_unconstrained" for name in constrained}
+        for name in [*constrained, *(name for name in own if name not in stored)]:
+            value = getattr(module, name).detach().clone()
+            delattr(module, name)
+            module.register_buffer(name, value)
