@@ -192,7 +192,7 @@ def main(config: Config) -> None:
         save_figure(figure, config.out / f"{name}.png")
     print(verdicts(judged))
     print(fits.to_string(index=False, float_format="%.3g"))
-    print(coverage.to_string(index=False, float_format="%.3g"))
+    print(coverage.astype({"horizon": str}).to_string(index=False, float_format="%.3g"))
     print(f"\n{config.out / 'sbc.csv'} ({time.monotonic() - began:.0f} s in this call)")
 
 

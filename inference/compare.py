@@ -124,8 +124,8 @@ def by_loo(run: LoadedRun, config: Config) -> tuple[Elpd, str]:
     posterior, notes = posterior_of_run(run, num_draws=config.num_draws, seed=config.seed)
     points = point_parameters(run.model, run.train)
     if points:
-        names = f"{', '.join(points[:2])}{', ..' if len(points) > 2 else ''}"
-        notes += (f"point estimates ({names}) saw what is left out: the number is too high",)
+        some = f"{', '.join(points[:2])}{', ..' if len(points) > 2 else ''}"
+        notes += (f"point estimates ({some}) saw what is left out: the number is too high",)
     found = leave_one_out(run.model, run.train, posterior, unit=config.unit, seed=config.seed)
     return found, "; ".join(notes)
 

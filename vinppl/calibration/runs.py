@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vinppl.calibration.engines import Engine
+from vinppl._checks import require
+from vinppl.calibration.engines import ENGINES, Engine
 from vinppl.calibration.weighted import MAX_SHAPE, WeightedDraws, corrected_draws, stored_draws
 from vinppl.cli import LoadedRun, rebuild
 from vinppl.fit import MCMCOptions, SVIOptions, fit_svi
@@ -51,4 +52,5 @@ def engine_of_run(run: LoadedRun, *, num_draws: int = 2000) -> Engine:
     if run.options["kind"] == "mcmc":
         return Engine("nuts", mcmc=rebuild(MCMCOptions, run.options["mcmc"]), min_ess=0.0)
     svi = rebuild(SVIOptions, run.options["svi"]).for_model(run.model)
+    require(svi.guide in ENGINES, f"the guide of {run.folder.path} must be a distribution", svi.guide)
     return Engine(svi.guide, svi=svi, num_draws=num_draws)
