@@ -38,10 +38,10 @@ from vinppl.calibration.engines import NUTS, SVI, Engine, EngineName, fix_parame
 from vinppl.calibration.predictive import POOLED, average_scores, horizon_scores
 from vinppl.calibration.ranks import judge_ranks
 from vinppl.calibration.sbc import calibration_run
-from vinppl.calibration.weighted import MAX_SHAPE
 from vinppl.calibration_plots import plot_pit_by_horizon, plot_reliability, plot_sbc
 from vinppl.cli import DataOptions, load_data, rebuild, run_script
 from vinppl.data import ColumnSpec, Trajectories
+from vinppl.diagnostics import MAX_SHAPE
 from vinppl.fit import MCMCOptions, SVIOptions
 from vinppl.loading import build_model
 from vinppl.plotting import save_figure

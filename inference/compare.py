@@ -31,9 +31,9 @@ from vinppl.calibration.lfo import leave_future_out
 from vinppl.calibration.loo import Elpd, UnitName, leave_one_out, leave_one_out_of_result
 from vinppl.calibration.ranking import rank_models
 from vinppl.calibration.runs import engine_of_run, posterior_of_run
-from vinppl.calibration.weighted import MAX_SHAPE
 from vinppl.calibration_plots import plot_ranking
 from vinppl.cli import LoadedRun, load_run, run_script
+from vinppl.diagnostics import MAX_SHAPE
 from vinppl.errors import NumericalWarning
 from vinppl.forecast import extend, forecast
 from vinppl.plotting import save_figure

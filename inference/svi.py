@@ -36,17 +36,15 @@ from tqdm import tqdm
 from tyro.conf import DisallowNone, OmitArgPrefixes, arg
 
 from vinppl.cli import DataOptions, VideoOptions, load_data, run_options, run_script
-from vinppl.data import ColumnSpec, Trajectories
+from vinppl.data import ColumnSpec
 from vinppl.diagnostics import summary
-from vinppl.draws import plate_nesting, prototype
 from vinppl.export import write_result
-from vinppl.fit import SVIOptions, SVIResult, SVIStep, fit_svi
-from vinppl.guides import AmortisedGuide
+from vinppl.fit import SVIOptions, SVIStep, fit_svi
 from vinppl.loading import build_model
 from vinppl.periods import period_lines, posterior_periods
 from vinppl.plotting import plot_losses, save_figure
 from vinppl.posterior import from_svi
-from vinppl.refinement import refine
+from vinppl.refinement import can_refine, refine
 from vinppl.runs import RunFolder
 
 
@@ -138,16 +136,6 @@ def main(config: Config) -> None:
         print("\n".join(period_lines(periods)))
     print(f"negative ELBO {result.best_loss:.2f} nats at step {result.best_step} ({ending})")
     print(f"posterior: {folder.result}")
-
-
-def can_refine(result: SVIResult, train: Trajectories) -> bool:
-    """Return whether an amortised guide has fitted whole trajectories of states, the model's only plate."""
-    whole = train.image_shape is None and result.data.num_times == train.num_times
-    return (
-        whole
-        and isinstance(result.guide, AmortisedGuide)
-        and plate_nesting(prototype(result.model, train)) == 1
-    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ LAYERS = {
     "vinppl.forecast": 8.3,
     "vinppl.periods": 8.4,
     "vinppl.growth": 8.4,
-    "vinppl.calibration": 8.35,
+    "vinppl.calibration": 8.45,
     "vinppl.cli": 8.4,
     "vinppl.calibration.runs": 8.5,
     "vinppl.plotting": 9,

@@ -18,7 +18,15 @@ from vinppl.export import ARVIZ_MAJOR, az, require_group
 if TYPE_CHECKING:
     from arviz import InferenceData
 
-__all__ = ["Convergence", "convergence", "scalar_draws", "summary", "tail_shape"]
+__all__ = [
+    "MAX_SHAPE",
+    "Convergence",
+    "convergence",
+    "scalar_draws",
+    "smoothed_weights",
+    "summary",
+    "tail_shape",
+]
 
 MAX_RHAT = 1.01
 MIN_ESS_PER_CHAIN = 100
@@ -337,35 +345,61 @@ def _verdict(problems: list[tuple[str, str]], found: dict[str, Any]) -> str:
 
 # Importance weights
 
+MAX_SHAPE = 0.7
+"""Shape k of the tail of importance weights above which they are not to be trusted, whatever their number."""
+
 MIN_WEIGHTS = 25
 """Finite weights below which their tail is too short to be fitted."""
 
 
-def tail_shape(log_weights: ArrayLike) -> float:
-    """Return the shape k of the tail of importance weights, as fitted by PSIS.
+def smoothed_weights(log_ratios: ArrayLike, *, relative_efficiency: float = 1.0) -> tuple[Array, Array]:
+    """Smooth importance ratios by a Pareto distribution fitted to their tail (PSIS).
 
-    Below 0.5 the weights have a finite variance; above 0.7 they are not to be trusted.
+    Args:
+        log_ratios: logarithms of importance ratios, up to a constant, shape `(*batch, num_draws)`; those that
+            are NaN or minus infinity count for nothing.
+        relative_efficiency: effective over actual number of draws.
+
+    Returns:
+        Log weights of the same shape, whose exponentials sum to one, and the shape k of the fitted tail,
+        `(*batch,)`. Above 0.7 (less for few draws: 1 - 1 / log10 num_draws) weights cannot be trusted; it is
+        infinite where fewer than 25 ratios are finite.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto smoothed importance sampling. JMLR 25 (2024).
+    """
+    ratios = np.array(log_ratios, dtype=np.float64)
+    require(
+        ratios.ndim >= 1 and ratios.shape[-1] >= 1, "log_ratios must have shape (*batch, num_draws)", ratios
+    )
+    finite = np.isfinite(ratios)
+    require(bool(finite.any(-1).all()), "some ratios must be finite", "none")
+    lowest = np.where(finite, ratios, np.inf).min(-1, keepdims=True)
+    usable = np.where(finite, ratios, lowest - 1000.0)  # weighs nothing beside the least of the others
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if ARVIZ_MAJOR < 1:
+            smoothed, shape = az.psislw(usable, reff=relative_efficiency)
+        else:
+            from arviz_stats.base import array_stats
+
+            # Which takes log-likelihoods, whose inverses are the ratios.
+            smoothed, shape = array_stats.psislw(-usable, r_eff=relative_efficiency)
+    smoothed = np.where(finite, np.asarray(smoothed), -np.inf)
+    top = smoothed.max(-1, keepdims=True)
+    smoothed = smoothed - top - np.log(np.exp(smoothed - top).sum(-1, keepdims=True))
+    few = finite.sum(-1) < MIN_WEIGHTS
+    return smoothed, np.where(few | np.isnan(shape), np.inf, np.asarray(shape))
+
+
+def tail_shape(log_weights: ArrayLike) -> float:
+    """Return the shape k of the tail of importance weights, as fitted by PSIS; see `smoothed_weights`.
 
     Args:
         log_weights: up to a constant, `(num_draws,)`; those that are not finite count for nothing.
 
     Returns:
         k; infinite if fewer than 25 weights are finite.
-
-    References:
-        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto smoothed importance sampling. JMLR 25 (2024).
     """
     weights = np.asarray(log_weights, dtype=np.float64)
-    finite = np.isfinite(weights)
-    if finite.sum() < MIN_WEIGHTS:
-        return math.inf
-    usable = np.where(finite, weights, weights[finite].min() - 1000.0)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        if ARVIZ_MAJOR < 1:
-            _, shape = az.psislw(usable)
-        else:
-            from arviz_stats.base import array_stats
-
-            _, shape = array_stats.psislw(-usable)  # of log-likelihoods, whose inverses are the ratios
-    return float(shape) if np.isfinite(shape) else math.inf
+    return float(smoothed_weights(weights)[1]) if np.isfinite(weights).any() else math.inf

@@ -19,17 +19,16 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vinppl._checks import require
-from vinppl.diagnostics import tail_shape
+from vinppl.diagnostics import MAX_SHAPE, tail_shape
 from vinppl.draws import Draws, batch_size, plate_nesting, prototype, require_latent, seeded, split_log_prob
+from vinppl.guides import AmortisedGuide
 from vinppl.importance import StudentProposal, effective_size, resample
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
+    from vinppl.fit import SVIResult
 
-__all__ = ["MAX_SHAPE", "Refined", "refine"]
-
-MAX_SHAPE = 0.7
-"""Shape k of the tail of importance weights above which they are not to be trusted (Vehtari et al. 2024)."""
+__all__ = ["Refined", "can_refine", "refine"]
 
 MIN_ESS = 100.0
 """Effective sample size below which draws are too few to be trusted."""
@@ -67,6 +66,23 @@ class Refined:
         if self.is_reliable:
             return f"draws are exact up to Monte Carlo error ({found})"
         return f"proposals are too far from the posterior to be put right ({found}); use NUTS"
+
+
+def can_refine(result: SVIResult, data: Trajectories) -> bool:
+    """Return whether `refine` can put right the draws of a fit.
+
+    That is so for amortised guides that were fitted to whole trajectories of states, the model's only plate.
+
+    Args:
+        result: of the fit.
+        data: all that was measured; windows of it may be what was fitted.
+    """
+    whole = data.image_shape is None and result.data.num_times == data.num_times
+    return (
+        whole
+        and isinstance(result.guide, AmortisedGuide)
+        and plate_nesting(prototype(result.model, data)) == 1
+    )
 
 
 def refine(

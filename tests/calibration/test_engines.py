@@ -16,7 +16,7 @@ from vinppl.calibration.weighted import WeightedDraws
 from vinppl.data import Trajectories
 from vinppl.draws import predict
 from vinppl.fit import MCMCOptions, SVIOptions
-from vinppl.models import FreeDynamics, FreeDynamicsConfig
+from vinppl.models import FreeDynamics, FreeDynamicsConfig, MassSpring
 
 CHAINS = MCMCOptions(num_chains=2, num_warmup=50, num_draws=20, num_workers=1)
 
@@ -31,6 +31,18 @@ def test_a_guide_is_returned_as_it_is_and_corrected() -> None:
     assert corrected.effective_size < 200
     assert torch.equal(raw.draws[SITES[0]], corrected.draws[SITES[0]])
     assert engine.posterior(KnownSpring(), data, 0).shape == corrected.shape
+
+
+def test_an_amortised_guide_is_refined() -> None:
+    data = simulated("mass_spring", num_trajectories=2, num_times=20)
+    engine = Engine("amortised", svi=SVIOptions(num_steps=10, check_every=5), num_draws=300)
+    raw, refined = engine(MassSpring(data), data, 0).values()
+    assert engine.posteriors == ("amortised", "amortised_refined")
+    assert math.isnan(raw.shape)
+    assert refined.shape < 0.7
+    assert refined.effective_size > 100
+    assert len(refined.draws["initial_position"]) == 300
+    assert not torch.equal(raw.draws["stiffness"], refined.draws["stiffness"])
 
 
 def test_chains_run_longer_where_draws_are_too_few() -> None:

@@ -10,7 +10,7 @@ import torch
 from linear_gaussian import NOISE, SITES, KnownSpring, conditional, exact, exact_draws, grid
 from torch import Tensor
 
-from vinppl.calibration.adapters import bulk_ess, loo_pointwise, relative_efficiency, smoothed_weights
+from vinppl.calibration.adapters import bulk_ess, loo_pointwise, relative_efficiency
 from vinppl.calibration.engines import Engine
 from vinppl.calibration.integrated import integrated_log_likelihood
 from vinppl.calibration.lfo import leave_future_out
@@ -24,6 +24,7 @@ from vinppl.calibration.weighted import (
     stored_draws,
 )
 from vinppl.data import Trajectories
+from vinppl.diagnostics import smoothed_weights
 from vinppl.draws import log_joint, predict
 from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
 from vinppl.posterior import from_mcmc, from_svi

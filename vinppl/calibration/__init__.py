@@ -34,7 +34,13 @@ from vinppl.calibration.prior import PriorSimulation, simulate_from_prior
 from vinppl.calibration.ranking import rank_models
 from vinppl.calibration.ranks import judge_ranks, rank_statistic, rank_verdict
 from vinppl.calibration.sbc import RankedFit, calibration_run, ranked_quantities
-from vinppl.calibration.weighted import WeightedDraws, chain_draws, corrected_draws, stored_draws
+from vinppl.calibration.weighted import (
+    WeightedDraws,
+    chain_draws,
+    corrected_draws,
+    refined_draws,
+    stored_draws,
+)
 
 __all__ = [
     "ENGINES",
@@ -63,6 +69,7 @@ __all__ = [
     "rank_statistic",
     "rank_verdict",
     "ranked_quantities",
+    "refined_draws",
     "simulate_from_prior",
     "stored_draws",
     "weighted_loo",

@@ -12,52 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from vinppl._checks import require
 from vinppl.export import ARVIZ_MAJOR, az, to_arviz
 
-__all__ = ["bulk_ess", "loo_pointwise", "relative_efficiency", "smoothed_weights"]
+__all__ = ["bulk_ess", "loo_pointwise", "relative_efficiency"]
 
 Array = NDArray[Any]
-
-MIN_TAIL = 25
-"""Draws below which importance weights have too short a tail to be fitted."""
-
-
-def smoothed_weights(log_ratios: ArrayLike, *, relative_efficiency: float = 1.0) -> tuple[Array, Array]:
-    """Smooth importance ratios by a Pareto distribution fitted to their tail (PSIS).
-
-    Args:
-        log_ratios: logarithms of importance ratios, up to a constant, shape `(*batch, num_draws)`; those that
-            are NaN or minus infinity count for nothing.
-        relative_efficiency: effective over actual number of draws.
-
-    Returns:
-        Log weights of the same shape, whose exponentials sum to one, and the shape k of the fitted tail,
-        `(*batch,)`. Above 0.7 (less for few draws: 1 - 1 / log10 num_draws) weights cannot be trusted; it is
-        infinite where fewer than 25 ratios are finite.
-
-    References:
-        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto smoothed importance sampling. JMLR 25 (2024).
-    """
-    ratios = np.array(log_ratios, dtype=np.float64)
-    require(
-        ratios.ndim >= 1 and ratios.shape[-1] >= 1, "log_ratios must have shape (*batch, num_draws)", ratios
-    )
-    finite = np.isfinite(ratios)
-    require(bool(finite.any(-1).all()), "some ratios must be finite", "none")
-    lowest = np.where(finite, ratios, np.inf).min(-1, keepdims=True)
-    usable = np.where(finite, ratios, lowest - 1000.0)  # weighs nothing beside the least of the others
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        if ARVIZ_MAJOR < 1:
-            smoothed, shape = az.psislw(usable, reff=relative_efficiency)
-        else:
-            from arviz_stats.base import array_stats
-
-            # Which takes log-likelihoods, whose inverses are the ratios.
-            smoothed, shape = array_stats.psislw(-usable, r_eff=relative_efficiency)
-    smoothed = np.where(finite, np.asarray(smoothed), -np.inf)
-    top = smoothed.max(-1, keepdims=True)
-    smoothed = smoothed - top - np.log(np.exp(smoothed - top).sum(-1, keepdims=True))
-    few = finite.sum(-1) < MIN_TAIL
-    return smoothed, np.where(few | np.isnan(shape), np.inf, np.asarray(shape))
 
 
 def loo_pointwise(log_likelihood: ArrayLike, *, relative_efficiency: float = 1.0) -> tuple[Array, Array]:

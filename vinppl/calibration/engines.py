@@ -5,26 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from pyro.nn import PyroModule
 
 from vinppl._checks import require, require_choice
-from vinppl.calibration.weighted import WeightedDraws, chain_draws, corrected_draws
+from vinppl.calibration.weighted import WeightedDraws, chain_draws, corrected_draws, refined_draws
 from vinppl.draws import prototype
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
+from vinppl.guides import AMORTISED
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
 
 __all__ = ["ENGINES", "Engine", "EngineName", "fix_parameters", "point_parameters"]
 
-EngineName = Literal["nuts", "full_rank", "mean_field", "low_rank", "amortised"]
+EngineName = Literal["nuts", "full_rank", "mean_field", "low_rank", "amortised", "amortised_mean_field"]
 """`nuts`: several chains; all others: SVI with that guide."""
 
-ENGINES: tuple[EngineName, ...] = ("nuts", "full_rank", "mean_field", "low_rank", "amortised")
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 NUTS = MCMCOptions(num_chains=2, num_warmup=300, num_draws=400, num_workers=1)
 """Options for many small fits: as many draws as ranks need."""
@@ -37,8 +38,9 @@ SVI = SVIOptions(num_steps=60, num_particles=16, check_every=20)
 class Engine:
     """A fit of one data set: call it with a model, data and a seed.
 
-    SVI gives two posteriors: the guide's draws as they are, under the engine's name, and the same draws
-    corrected by importance weights, under that name with `_psis`.
+    SVI gives two posteriors: the guide's draws as they are, under the engine's name, and put right. Those of
+    an amortised guide are refined as `inference/svi.py` does it (`vinppl.refinement`), under that name with
+    `_refined`; those of another guide are the same draws with importance weights, under it with `_psis`.
 
     Attributes:
         name: see `EngineName`.
@@ -62,7 +64,9 @@ class Engine:
     @property
     def posteriors(self) -> tuple[str, ...]:
         """Names of the posteriors that a fit gives."""
-        return ("nuts",) if self.name == "nuts" else (self.name, f"{self.name}_psis")
+        if self.name == "nuts":
+            return ("nuts",)
+        return (self.name, f"{self.name}_{'refined' if self.name in AMORTISED else 'psis'}")
 
     def __call__(self, model: Any, data: Trajectories, seed: int) -> Mapping[str, WeightedDraws]:
         """Return the posteriors of one fit by their names."""
@@ -73,8 +77,12 @@ class Engine:
             if self.name == "nuts":
                 return {"nuts": self._chains(model, data, seed)}
             result = fit_svi(model, data, replace(self.svi, guide=self.name, seed=seed))
-            corrected = corrected_draws(result, self.num_draws, seed=seed)
-            return dict(zip(self.posteriors, (corrected.unweighted(), corrected), strict=True))
+            if self.name in AMORTISED:
+                raw, right = refined_draws(result, self.num_draws, seed=seed)
+            else:
+                right = corrected_draws(result, self.num_draws, seed=seed)
+                raw = right.unweighted()
+            return dict(zip(self.posteriors, (raw, right), strict=True))
 
     def posterior(self, model: Any, data: Trajectories, seed: int) -> WeightedDraws:
         """Return the best posterior of one fit: that of NUTS, or a guide's draws with their weights."""

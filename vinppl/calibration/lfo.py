@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vinppl._checks import require
-from vinppl.calibration.adapters import smoothed_weights
 from vinppl.calibration.loo import Elpd
-from vinppl.calibration.weighted import MAX_SHAPE, WeightedDraws
+from vinppl.calibration.weighted import WeightedDraws
+from vinppl.diagnostics import MAX_SHAPE, smoothed_weights
 from vinppl.draws import pointwise_log_likelihood
 
 if TYPE_CHECKING:

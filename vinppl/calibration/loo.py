@@ -22,9 +22,10 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from vinppl._checks import require, require_choice
-from vinppl.calibration.adapters import loo_pointwise, relative_efficiency, smoothed_weights
+from vinppl.calibration.adapters import loo_pointwise, relative_efficiency
 from vinppl.calibration.integrated import integrated_log_likelihood
-from vinppl.calibration.weighted import MAX_SHAPE, WeightedDraws
+from vinppl.calibration.weighted import WeightedDraws
+from vinppl.diagnostics import MAX_SHAPE, smoothed_weights
 from vinppl.draws import pointwise_log_likelihood
 from vinppl.export import require_group
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from vinppl._checks import require
 from vinppl.calibration.engines import ENGINES, Engine
-from vinppl.calibration.weighted import MAX_SHAPE, WeightedDraws, corrected_draws, stored_draws
+from vinppl.calibration.weighted import WeightedDraws, corrected_draws, refined_draws, stored_draws
 from vinppl.cli import LoadedRun, rebuild
+from vinppl.diagnostics import MAX_SHAPE
 from vinppl.fit import MCMCOptions, SVIOptions, fit_svi
+from vinppl.refinement import can_refine
 
 __all__ = ["engine_of_run", "posterior_of_run"]
 
@@ -14,7 +16,7 @@ __all__ = ["engine_of_run", "posterior_of_run"]
 def posterior_of_run(
     run: LoadedRun, *, num_draws: int = 2000, seed: int = 0
 ) -> tuple[WeightedDraws, tuple[str, ...]]:
-    """Return the posterior of a run: the draws of NUTS, or those of a guide with importance weights.
+    """Return the posterior of a run: the draws of NUTS, or those of a guide put right by importance sampling.
 
     Args:
         run: a folder that `svi.py` or `mcmc.py` wrote.
@@ -32,7 +34,10 @@ def posterior_of_run(
     # A finished run resumes to its end at once, with its guide.
     options = rebuild(SVIOptions, run.options["svi"])
     result = fit_svi(run.model, run.train, options, checkpoint=run.folder.checkpoint / "svi.pt")
-    posterior = corrected_draws(result, num_draws, seed=seed)
+    if can_refine(result, run.train):
+        posterior = refined_draws(result, num_draws, seed=seed)[1]
+    else:
+        posterior = corrected_draws(result, num_draws, seed=seed)
     if posterior.shape <= MAX_SHAPE:
         return posterior, ()
     far = "the guide is too far from the posterior to be put right by weights"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vinppl._checks import require
-from vinppl.calibration.adapters import relative_efficiency, smoothed_weights
+from vinppl.calibration.adapters import relative_efficiency
+from vinppl.diagnostics import smoothed_weights
 from vinppl.draws import (
     Draws,
     collect,
@@ -28,15 +29,13 @@ from vinppl.draws import (
 )
 from vinppl.export import require_group
 from vinppl.importance import effective_size, resample
+from vinppl.refinement import refine
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
     from vinppl.fit import MCMCResult, SVIResult
 
-__all__ = ["MAX_SHAPE", "WeightedDraws", "chain_draws", "corrected_draws", "stored_draws"]
-
-MAX_SHAPE = 0.7
-"""Shape k of the tail of importance weights above which they are not to be trusted, whatever their number."""
+__all__ = ["WeightedDraws", "chain_draws", "corrected_draws", "refined_draws", "stored_draws"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,28 @@ def corrected_draws(result: SVIResult, num_draws: int = 4000, *, seed: int = 0) 
     require(bool(np.isfinite(ratios).any()), "some draw of the guide must have a density", "none")
     weights, shape = smoothed_weights(ratios)
     return WeightedDraws(draws, torch.as_tensor(weights), shape=float(shape), parameters=result.parameters)
+
+
+def refined_draws(
+    result: SVIResult, num_draws: int = 2000, *, seed: int = 0
+) -> tuple[WeightedDraws, WeightedDraws]:
+    """Return draws of a fitted amortised guide, as they are and refined (`vinppl.refinement.refine`).
+
+    Both have equal weights. The shape of the refined ones is that of the weights they were resampled by; they
+    are returned even where it says that they are not to be trusted.
+
+    Args:
+        result: a fitted amortised guide, of a model whose only plate is that of trajectories.
+        num_draws: draws of each.
+        seed: of both.
+    """
+    draws = result.sample(num_draws, seed=seed)
+    raw = WeightedDraws(draws, _equal_weights(num_draws), parameters=result.parameters)
+    found = refine(
+        result.model, draws, result.data, num_draws=num_draws, seed=seed, parameters=result.parameters
+    )
+    share = min(1.0, found.effective_size / num_draws)
+    return raw, replace(raw, draws=found.draws, shape=found.shape, relative_efficiency=share)
 
 
 def _guide_density(result: SVIResult, num_draws: int, seed: int) -> tuple[Draws, Tensor]:
