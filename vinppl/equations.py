@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["INITIAL_LINE", "SYMBOLS", "Equations", "measurement_lines", "pixel_lines", "signed_sum"]
+__all__ = [
+    "DISCREPANCY_LINE",
+    "INITIAL_LINE",
+    "SYMBOLS",
+    "Equations",
+    "measurement_lines",
+    "pixel_lines",
+    "signed_sum",
+]
 
 SYMBOLS: dict[str, str] = {
     "initial_position": "q_{0n}",
@@ -20,6 +28,10 @@ SYMBOLS: dict[str, str] = {
     "drag.coefficient": "d",
     "drive.gain": "G",
     "drive.offset": "F_0",
+    "discrepancy.amplitude": "A",
+    "discrepancy.correlation_time": "ℓ",
+    "discrepancy.innovations": "d_n",
+    "discrepancy.knots": "d_n",
     "noise_scale": "σ_c",
     "correlation_time": "τ_c",
     "degrees_of_freedom": "ν",
@@ -31,6 +43,8 @@ SYMBOLS: dict[str, str] = {
 """Symbols of the sites that models share. The name of a network stands for all of its weights."""
 
 INITIAL_LINE = "q_n(0) = q_{0n},  v_n(0) = v_{0n} in every trajectory n"
+
+DISCREPANCY_LINE = "Cov[d_n(s), d_n(t)] = A² (1 + r) exp(−r),  r = √3 |s − t| / ℓ: an unknown force"
 
 
 @dataclass(frozen=True)
