@@ -31,7 +31,7 @@ class StudentProposal:
         """Return states `(lane, trajectory, size)` and their log density."""
         n = self.centre.shape[-1]
         normal = torch.randn(lanes, *self.centre.shape, dtype=self.centre.dtype, device=self.centre.device)
-        half = torch.full_like(normal[..., 0], 0.5 * self.degrees)
+        half = normal.new_full(normal.shape[:-1], 0.5 * self.degrees)
         standard = normal / (torch._standard_gamma(half) / half).sqrt().unsqueeze(-1)
         states = self.centre + (self.factor @ standard.unsqueeze(-1)).squeeze(-1)
         kernel = -0.5 * (self.degrees + n) * torch.log1p(standard.square().sum(-1) / self.degrees)

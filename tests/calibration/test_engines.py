@@ -42,7 +42,7 @@ def test_an_amortised_guide_is_refined() -> None:
     assert refined.shape < 0.7
     assert refined.effective_size > 100
     assert len(refined.draws["initial_position"]) == 300
-    assert not torch.equal(raw.draws["stiffness"], refined.draws["stiffness"])
+    assert not torch.equal(raw.draws["potential.stiffness"], refined.draws["potential.stiffness"])
 
 
 def test_chains_run_longer_where_draws_are_too_few() -> None:

@@ -83,7 +83,7 @@ def integrated_log_likelihood(
             ran = {n: values[n].reshape(-1, *draws[n].shape[1:]) for n in local}
             ran |= {n: draws[n][part].repeat_interleave(num_proposals, dim=0) for n in shared}
             joint = trajectory_log_prob(model, ran, data, parameters=posterior.parameters)
-            ratios = (joint - density - _constant(sum(sizes))).unflatten(0, (width, num_proposals))
+            ratios = (joint - density).unflatten(0, (width, num_proposals))
             finite = torch.where(torch.isfinite(ratios), ratios, -math.inf)
             found.append(finite.logsumexp(1) - math.log(num_proposals))
     return torch.cat(found).double().cpu().numpy(), index
@@ -138,13 +138,3 @@ def _regression(states: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, T
     unit = rest / scale.unsqueeze(1)
     correlation = unit.mT @ unit / count + 1e-6 * torch.eye(states.shape[-1], dtype=states.dtype)
     return means, WIDER * scale.unsqueeze(-1) * torch.linalg.cholesky(correlation)
-
-
-def _constant(size: int) -> float:
-    """Return the logarithm of the constant that `StudentProposal` leaves out of its density."""
-    half = 0.5 * StudentProposal.degrees
-    return (
-        math.lgamma(half + 0.5 * size)
-        - math.lgamma(half)
-        - 0.5 * size * math.log(StudentProposal.degrees * math.pi)
-    )

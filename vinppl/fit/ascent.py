@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
@@ -27,7 +28,8 @@ def _ascend(
         if not np.isfinite(x).all():  # where a line search without a finite value may end
             return 1e10, np.zeros_like(x)
         u = torch.from_numpy(x).to(start)
-        value, gradient = (z.detach() for z in function(u))
+        with pyro.validation_enabled(False):  # far steps may underflow to the edge of a support
+            value, gradient = (z.detach() for z in function(u))
         if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
             return 1e10, np.zeros_like(x)
         if float(value) > best[0]:

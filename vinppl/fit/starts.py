@@ -99,7 +99,9 @@ def find_start(
     """
     values = dict(starting_values(model, data) if initial_values is None else initial_values)
     scales = _process_scales(model, values)
-    density, point = _explain(model, data, values, max_iterations, soften, scales)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # a path ran away: the search turns back
+        density, point = _explain(model, data, values, max_iterations, soften, scales)
     if density.native is not None:
         max_iterations = COMPILED_ITERATIONS
     free = _coordinates(density, [name for name in density.names if name not in scales])
@@ -180,8 +182,10 @@ def _grow(
 
     Where a longer horizon is explained much worse than the one before (the climb went to another
     mode, say one with large noise), or has no finite density at the values found so far, one half as far
-    ahead is tried first.
+    ahead is tried first. Where not even the next sample can be reached, the climb begins again from fewer
+    starting values.
     """
+    begun, shortest = dict(values), first
     reached, quality, growth, retries = 0, -math.inf, GROWTH, MAX_RETRIES
     densities: dict[int, LogDensity] = {}
     compiles = True
@@ -196,10 +200,12 @@ def _grow(
                 if length > max(2, reached + 1):
                     first = max(2, (reached + length) // 2)
                     growth = 1 + 0.5 * (length / reached - 1) if reached else growth
-                elif reached or not values:
+                    continue
+                if not begun:
                     raise
-                else:
-                    values = _tamer(values)
+                values = begun = _tamer(begun)
+                reached, quality, growth, first = 0, -math.inf, GROWTH, shortest
+                densities.clear()
                 continue
             if whole or (compiles and length >= LONG):
                 compiles = densities[length].compile()  # the whole record is also what is sampled from
