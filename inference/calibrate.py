@@ -52,6 +52,7 @@ from vinppl.trials import Trial, TrialResult, print_progress, run_trials, table,
 STEP = 0.1
 NUM_RANKED = 63  # posterior draws that a truth is ranked among
 CHECKS = 3  # looks at the loss of SVI
+DRIVE_FREQUENCY = 2.0  # of known signals, 1/s
 HORIZONS = 4  # parts of the forecast, each of half the fitted time
 
 
@@ -129,6 +130,7 @@ class Case:
         engines: engines that can check it.
         neural: whether the law is a network.
         num_trajectories: of a simulation; 0 takes the number of the configuration.
+        driven: whether a known signal drives it, another phase of a cosine in every trajectory.
     """
 
     model: str
@@ -137,9 +139,11 @@ class Case:
     engines: tuple[EngineName, ...] = ("nuts", "full_rank")
     neural: bool = False
     num_trajectories: int = 0
+    driven: bool = False
 
 
 FEATURES = "potential=random_features"
+FRICTION = ("mass=[1.0,0.5]", "damping=[0.3,0.5]", "friction=[0.2,0.5]", "smoothing=0.2", "offset=0.2")
 AMORTISED: tuple[EngineName, ...] = ("amortised",)
 ALL: tuple[EngineName, ...] = ("nuts", "full_rank", "amortised")
 
@@ -147,6 +151,8 @@ CASES: dict[str, Case] = {
     "mass_spring": Case("MassSpring", "mass_spring"),
     "pendulum": Case("Pendulum", "pendulum"),
     "duffing": Case("Duffing", "duffing"),
+    "duffing_driven": Case("Duffing", "duffing", driven=True),
+    "driven_mass": Case("DrivenMass", "duffing", FRICTION, driven=True),
     "henon_heiles": Case("HenonHeiles", "henon_heiles"),
     "hierarchical": Case("Hierarchical", "pendulum"),
     "pendulum_ar1": Case("Pendulum", "pendulum", ("noise=ar1",)),
@@ -229,6 +235,8 @@ def trials(config: Config) -> list[Trial]:
                 options = engine_options(config, engine)
                 arguments |= {"system_name": case.system, "engine": engine, "options": options, "seed": seed}
                 arguments["num_trajectories"] = case.num_trajectories or config.num_trajectories
+                if case.driven:
+                    arguments["driven"] = True
                 found.append(Trial(f"{name}-{engine}-{seed}", arguments | common))
     if config.finished:
         kept = {path.stem for kind in ("trials", "failures") for path in (config.out / kind).glob("*.json")}
@@ -260,6 +268,7 @@ def trial(
     max_size: float,
     data: str = "",
     columns: dict[str, Any] | None = None,
+    driven: bool = False,
 ) -> list[dict[str, Any]]:
     """Simulate, fit, rank and forecast once; return ranks, forecast scores and the state of the fit."""
     torch.set_default_dtype(torch.float64)
@@ -269,6 +278,9 @@ def trial(
     else:
         sizes: dict[str, Any] = {"num_trajectories": num_trajectories, "num_times": 3 * num_fitted}
         grid, _ = simulate(system(system_name), step_size=STEP, noise_scale=0.1, seed=1, **sizes)
+        if driven:
+            phase = torch.arange(num_trajectories).unsqueeze(-1)
+            grid = replace(grid, drive=(DRIVE_FREQUENCY * grid.times + phase).cos().unsqueeze(-1))
     built = build_model(model, grid, settings)
     fix_parameters(built)
     points = [] if engine == "nuts" else point_parameters(built, grid)

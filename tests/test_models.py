@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import warnings
@@ -17,13 +18,18 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 import vinppl.models
+from vinppl.assimilation import assimilate
+from vinppl.calibration import corrected_draws, leave_one_out
 from vinppl.data import Trajectories
 from vinppl.draws import latent_sites, predict, prototype
 from vinppl.errors import ConvergenceWarning, PerformanceWarning
 from vinppl.export import get_group, read_result, write_result
 from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
 from vinppl.forecast import extend, forecast
+from vinppl.growth import uncertainty_growth
+from vinppl.logdensity import LogDensity
 from vinppl.posterior import from_mcmc, from_svi, prior_draws
+from vinppl.refinement import refine
 
 PIXELS = ("PixelFree", "PixelVAE", "PixelVIN")
 SUITE = {
@@ -566,3 +572,66 @@ def test_equations_hold_the_symbols_of_all_sites(name: str) -> None:
                 f"{symbol} ({site}) is not in {whole}"
             )
     assert len(told) > 1 or name in ("HenonHeiles", "Hierarchical")  # options change what is assumed
+
+
+# Devices
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_gpu
+@every_model
+def test_densities_on_a_gpu_are_those_of_the_cpu(name: str) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        data = data_for(name).to(device)
+        model = build(name, data)
+        density = LogDensity(model, data, initial_values=model.initial_values(data))
+        assert density.initial.device.type == device
+        value, gradient = density.value_and_gradient(density.initial)
+        found.append((value.cpu(), gradient.cpu()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+@on_gpu
+@every_model
+def test_svi_and_forecasts_on_a_gpu(name: str) -> None:
+    data = data_for(name).to("cuda")
+    model = build(name, data)
+    result = fit_svi(model, data, SVIOptions(guide=model.default_guide, num_steps=4, check_every=2))
+    draws = result.sample(6)
+    assert {value.device.type for value in draws.values()} == {"cuda"}
+    future = extend(data, horizon=0.5)
+    ahead = forecast(model, draws, data, future, parameters=result.parameters)
+    assert get_group(ahead, "predictions")["obs"].notnull().any()
+    assert get_group(from_svi(result, num_draws=6), "posterior").sizes["draw"] == 6
+
+
+@on_gpu
+@every_model
+def test_nuts_on_a_gpu(name: str) -> None:
+    data = data_for(name).to("cuda")
+    options = MCMCOptions(num_chains=1, num_warmup=4, num_draws=4, num_workers=1, max_tree_depth=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = fit_mcmc(build(name, data), data, options)
+    assert result.engine == "pyro"
+    assert {value.device.type for value in result.draws.values()} == {"cuda"}
+
+
+@on_gpu
+@pytest.mark.filterwarnings("ignore:sites drawn anew")
+def test_what_is_made_of_draws_on_a_gpu() -> None:
+    data = data_for("Pendulum").to("cuda")
+    model = build("Pendulum", data)
+    result = fit_svi(model, data, SVIOptions(guide="amortised", num_steps=4, check_every=2))
+    draws = result.sample(60)
+    refined = refine(model, draws, data, num_draws=20, num_proposals=100, num_rounds=2)
+    assert refined.draws["noise_scale"].device.type == "cuda"
+    growth = uncertainty_growth(model, draws, data, extend(data, horizon=0.5), num_bootstrap=5)
+    assert bool(growth["obs_variance"].notnull().all())
+    shared = {site: value for site, value in draws.items() if not site.startswith("initial_")}
+    states = assimilate(model, shared, data, num_draws=10, num_proposals=200).states
+    assert states.device.type == "cuda"
+    found = leave_one_out(model, data, corrected_draws(result, 60))
+    assert math.isfinite(found.total)

@@ -59,7 +59,7 @@ def simulate(
         observe=observe,
         noise_scale=noise_scale,
         angles=angles,
-        time_unit=system.units.get("time", ""),
+        time_unit=system.units.get("time", "").removeprefix("1"),  # none where there is no unit
         generator=noise_stream,
     )
     return data, path
