@@ -95,12 +95,16 @@ def main(config: Config) -> None:
 
 def names(paths: tuple[Path, ...]) -> list[str]:
     """Return the names of the folders, with as much of their path as tells them apart."""
-    depth = 1
     parts = [path.resolve().parts for path in paths]
     require(len(set(parts)) == len(parts), "runs must name different folders", "one twice")
-    while len({p[-depth:] for p in parts}) < len(parts):
-        depth += 1
-    return ["/".join(p[-depth:]) for p in parts]
+    found = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        depth = 1
+        while any(other[-depth:] == own[-depth:] for other in others):
+            depth += 1
+        found.append("/".join(own[-depth:]))
+    return found
 
 
 def check_same_data(runs: dict[str, LoadedRun]) -> None:

@@ -172,7 +172,7 @@ class DrivenMass(PyroModule):
     def _known_force(self, drive: Tensor | None) -> Tensor:
         """Return the force by drives `(*batch, num_drives)`, shape `(*batch, 1)`."""
         assert drive is not None
-        return drive @ self.gain.to(drive.dtype).mT
+        return drive @ self.gain.to(drive).mT
 
     def forward(self, data: Trajectories) -> Trajectory:
         """Run the generative program on the times, drive and observations of `data`."""

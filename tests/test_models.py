@@ -585,6 +585,7 @@ def test_densities_on_a_gpu_are_those_of_the_cpu(name: str) -> None:
     found = []
     for device in ("cpu", "cuda"):
         data = data_for(name).to(device)
+        pyro.clear_param_store()  # which has the networks of the device before
         model = build(name, data)
         density = LogDensity(model, data, initial_values=model.initial_values(data))
         assert density.initial.device.type == device

@@ -229,8 +229,8 @@ def _propose(
     """Propose and weigh `size` states for every trajectory, over evenly many of each shared draw."""
     count = next(iter(shared.values())).shape[0] if shared else 1
     used = min(count, max(1, size if reweigh else size // LANES_PER_DRAW))
-    group = torch.arange(size) * used // size
-    draw = (torch.arange(used) * count // used)[group]
+    group = torch.arange(size, device=proposal.centre.device) * used // size
+    draw = (torch.arange(used, device=group.device) * count // used)[group]
     states, density = proposal.sample(size)
     draws = {name: value[draw] for name, value in shared.items()} | _initial_draws(states)
     joint = (

@@ -166,4 +166,5 @@ def force_regression(
     if states.t.numel() < len(features):
         return torch.zeros(len(features), dtype=data.values.dtype, device=data.values.device)
     design = torch.stack([feature(states).reshape(-1) for feature in features], dim=-1)
-    return torch.linalg.lstsq(design, states.a.reshape(-1, 1), driver="gelsd").solution.squeeze(-1)
+    design, target = design.cpu(), states.a.reshape(-1, 1).cpu()  # the driver is one of the CPU alone
+    return torch.linalg.lstsq(design, target, driver="gelsd").solution.squeeze(-1).to(states.a)

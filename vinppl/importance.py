@@ -57,7 +57,7 @@ class StudentProposal:
         sd = torch.where(few, 1.0, (share * offset.square()).sum(0).sqrt())
         scaled = offset / sd
         correlation = torch.einsum("ln,lni,lnj->nij", share.squeeze(-1), scaled, scaled)
-        eye = torch.eye(states.shape[-1], dtype=states.dtype)
+        eye = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
         factor = sd.unsqueeze(-1) * torch.linalg.cholesky(1.2 * correlation + 1e-5 * eye)
         return StudentProposal(centre, torch.where(few.unsqueeze(-1), self.factor, factor))
 
@@ -97,10 +97,10 @@ def levelled(weights: Tensor, group: Tensor) -> Tensor:
 def resample(weights: Tensor, num_draws: int) -> Tensor:
     """Return indices `(num_draws, trajectory)` by systematic resampling, in random order."""
     cumulative = weights.softmax(0).cumsum(0).mT.contiguous()
-    steps = torch.arange(num_draws, dtype=weights.dtype)
-    ticks = (steps + torch.rand((), dtype=weights.dtype)) / num_draws
+    steps = torch.arange(num_draws, dtype=weights.dtype, device=weights.device)
+    ticks = (steps + torch.rand_like(weights[0, 0])) / num_draws
     columns = []
     for total in cumulative:
         chosen = torch.searchsorted(total, ticks * total[-1]).clamp_max(len(total) - 1)
-        columns.append(chosen[torch.randperm(num_draws)])
+        columns.append(chosen[torch.randperm(num_draws, device=chosen.device)])
     return torch.stack(columns, dim=1)

@@ -121,7 +121,7 @@ def _regression(states: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, T
         Means `(draw, trajectory, size)`, and a lower triangle `(trajectory, size, size)`.
     """
     count = len(states)
-    columns = [torch.ones(count, 1, dtype=states.dtype)]
+    columns = [states.new_ones(count, 1)]
     for value in shared.values():
         flat = value.reshape(count, -1).to(states)
         spread = flat.std(0)
@@ -130,11 +130,11 @@ def _regression(states: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, T
     if 4 * design.shape[1] > count:  # too few draws for so many sites
         design = design[:, :1]
     # A little ridge: sites that trade off against one another are nearly collinear.
-    gram = design.mT @ design + 1e-8 * count * torch.eye(design.shape[1], dtype=states.dtype)
+    gram = design.mT @ design + 1e-8 * count * torch.eye(design.shape[1]).to(states)
     target = states.flatten(1)
     means = (design @ torch.linalg.solve(gram, design.mT @ target)).reshape(states.shape)
     rest = (states - means).movedim(0, 1)
     scale = rest.square().mean(1).sqrt().clamp_min(1e-12)
     unit = rest / scale.unsqueeze(1)
-    correlation = unit.mT @ unit / count + 1e-6 * torch.eye(states.shape[-1], dtype=states.dtype)
+    correlation = unit.mT @ unit / count + 1e-6 * torch.eye(states.shape[-1]).to(states)
     return means, WIDER * scale.unsqueeze(-1) * torch.linalg.cholesky(correlation)

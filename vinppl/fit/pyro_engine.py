@@ -62,7 +62,7 @@ class PyroJob(ChainJob):
         )
 
     def _save(self, chain: Chain, kept: _Kept, seconds: float) -> None:
-        points = torch.stack(kept.points) if kept.points else torch.zeros(0, self.centre.numel())
+        points = torch.stack(kept.points) if kept.points else self.centre.new_zeros(0, self.centre.numel())
         self.save(
             {
                 "chain": chain.state(),

@@ -135,8 +135,9 @@ def _process_scales(model: Any, values: Mapping[str, Tensor]) -> list[str]:
 
 def _coordinates(density: LogDensity, names: Sequence[str]) -> Tensor:
     """Return the places of sites in the unconstrained vector."""
-    where = density.split(torch.arange(density.size))
-    return torch.cat([torch.zeros(0, dtype=torch.long), *(where[name].reshape(-1) for name in names)])
+    every = torch.arange(density.size, device=density.initial.device)
+    where = density.split(every)
+    return torch.cat([every[:0], *(where[name].reshape(-1) for name in names)])
 
 
 def _explain(

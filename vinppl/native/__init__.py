@@ -49,7 +49,12 @@ def compiled_path(
     integrator: AbstractIntegrator,
     accelerations: Sequence[Tensor] | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return positions and velocities by compiled code, or `None` (and say why once) where there is none."""
+    """Return positions and velocities by compiled code, or `None` (and say why once) where there is none.
+
+    Other devices than the CPU have none by design, and nothing is said.
+    """
+    if initial.q.device.type != "cpu":
+        return None
     reason = _unavailable()
     if reason is not None:
         _notify("a rollout", reason)
@@ -72,8 +77,11 @@ def compile_density(
     Args:
         name: of the model, for the notice.
         function: the density of an unconstrained vector.
-        example: such a vector.
+        example: such a vector. On other devices than the CPU there is no compiled density by design, and
+            nothing is said.
     """
+    if example.device.type != "cpu":
+        return None
     reason = _unavailable()
     if reason is not None:
         _notify(f"the density of {name}", reason)
