@@ -24,7 +24,7 @@ from vinppl.fit import SVIOptions, fit_motion, fit_svi
 from vinppl.forecast import extend, forecast
 from vinppl.frame_scores import film_arrays, film_scores
 from vinppl.guides import AmortisedGuide
-from vinppl.models import PixelFree, PixelFreeConfig, PixelVIN, PixelVINConfig
+from vinppl.models import PixelFree, PixelFreeConfig, PixelVAE, PixelVIN, PixelVINConfig
 from vinppl.posterior import from_svi, prior_draws
 from vinppl.render import degrade, simulate_clips
 from vinppl.render import film as render
@@ -279,6 +279,22 @@ def test_a_forecast_holds_mean_frames_and_their_densities(likelihood: str) -> No
     np.testing.assert_allclose(arrays.log_likelihood, by_hand, rtol=1e-4)
     assert unseen.sum(1).tolist() == [2, 3], "no frames beyond those held out, and a gap"
     assert film_scores(found)["num_frames"].iloc[-1] == 11, "one frame was not filmed"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [*MODELS, PixelVAE])
+def test_a_film_on_a_gpu(kind: Any, tmp_path: Path) -> None:
+    data = film(num_times=40).to("cuda")
+    train, held_out = data.split_by_time(0.6)
+    model = build(kind, train)
+    result = fit_svi(model, train, SVIOptions(num_steps=4, check_every=2))
+    draws = result.sample(5)
+    assert {value.device.type for value in draws.values()} == {"cuda"}
+    if kind is not PixelVAE:
+        future = extend(train, held_out=held_out, horizon=0.0)
+        ahead = forecast(model, draws, train, future, parameters=result.parameters)
+        assert film_scores(film_arrays(ahead)).notna().any(axis=None)
+    write_result(from_svi(result, num_draws=5), tmp_path / "result.nc")
 
 
 def test_grey_noisy_film_of_a_free_network() -> None:
