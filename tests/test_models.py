@@ -599,12 +599,12 @@ def test_densities_on_a_gpu_are_those_of_the_cpu(name: str) -> None:
 @on_gpu
 @every_model
 def test_svi_and_forecasts_on_a_gpu(name: str) -> None:
-    data = data_for(name).to("cuda")
+    data, held_out = data_for(name).to("cuda").split_by_time(0.8)
     model = build(name, data)
     result = fit_svi(model, data, SVIOptions(guide=model.default_guide, num_steps=4, check_every=2))
     draws = result.sample(6)
     assert {value.device.type for value in draws.values()} == {"cuda"}
-    future = extend(data, horizon=0.0 if name in DRIVEN else 0.5)
+    future = extend(data, horizon=0.0, held_out=held_out)
     ahead = forecast(model, draws, data, future, parameters=result.parameters)
     assert get_group(ahead, "predictions")["obs"].notnull().any()
     assert get_group(from_svi(result, num_draws=6), "posterior").sizes["draw"] == 6

@@ -71,7 +71,7 @@ def fit_motion(
     kept = positions.values.dtype
     # In single precision the line searches stall long before the mode.
     exact = positions.to(dtype=torch.float64)
-    model = _Motion(dynamics, exact, max_step_size).double()
+    model = _Motion(dynamics, exact, max_step_size).double().to(exact.values.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", NumericalWarning)
