@@ -118,7 +118,7 @@ def main(config: Config) -> None:
             seed=svi.seed,
             parameters=result.parameters,
         )
-        attrs["refinement"] = found.verdict
+        attrs |= {"refinement": found.verdict, "refined": "yes" if found.is_reliable else "no"}
         draws = found.draws if found.is_reliable else draws
         print(f"importance sampling from the guide: {found.verdict}")
     posterior = from_svi(result, draws=draws, attrs=attrs, seed=svi.seed)

@@ -399,6 +399,20 @@ def test_distributions_as_text() -> None:
     assert describe_distribution(squeezed) == "SigmoidTransform of Normal(loc=0, scale=2)"
 
 
+def test_draws_that_were_put_right_are_told(places: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(places["svi"], tmp_path / "run")
+    told = {}
+    for refined in ("yes", "no"):
+        result = read_result(folder / "result.nc")
+        result.attrs |= {"refined": refined, "refinement": "shape of the weights 0.3"}
+        write_result(result, folder / "result.nc")
+        told[refined] = texts(inference_section(gather(folder)))
+    assert "were put right by importance sampling: shape of the weights 0.3." in told["yes"]
+    assert "may be too small" not in told["yes"]
+    assert "could not put it right: shape of the weights 0.3." in told["no"]
+    assert "may be too small" in told["no"]
+
+
 def test_priors_that_were_contradicted_and_not_touched_are_told(copied: Path) -> None:
     result = read_result(copied / "result.nc")
     posterior, prior = get_group(result, "posterior"), get_group(result, "prior")

@@ -131,8 +131,16 @@ def _optimisation(material: Material) -> Section:
     )
     family = GUIDE_WORDS.get(guide, guide)
     tells = "" if material.points else " Compare them with inference/mcmc.py on the same data."
-    told = f"The posterior is an approximation, {family}. Its widths may be too small.{tells}"
-    findings = [Finding("limit", told)]
+    refined = material.run.posterior.attrs
+    if refined.get("refined") == "yes":
+        told = f"Draws of an approximation were put right by importance sampling: {refined['refinement']}."
+        findings = [Finding("learned", told)]
+    else:
+        told = f"The posterior is an approximation, {family}. Its widths may be too small.{tells}"
+        findings = [Finding("limit", told)]
+        if "refinement" in refined:
+            told = f"Importance sampling could not put it right: {refined['refinement']}."
+            findings.append(Finding("warning", told))
     blocks: list[Block] = []
     verdict, settled = _judge(losses, bool(material.fit.get("stopped_early", False)))
     if verdict:
@@ -161,6 +169,7 @@ GUIDE_WORDS = {
     "low_rank": "a normal distribution with few correlations",
     "map": "a single point without any width",
     "amortised": "normal given what an encoder reads off the data",
+    "amortised_mean_field": "normal and independent, given what an encoder reads off the data",
 }
 
 
