@@ -12,7 +12,7 @@ from linear_gaussian import NOISE, PRIOR_MEAN, PRIOR_SCALE, SITES, KnownSpring, 
 from pyro.distributions import LogNormal, Normal
 
 from vinppl.calibration.envelopes import rank_counts, rank_envelope
-from vinppl.calibration.prior import simulate_from_prior
+from vinppl.calibration.prior import cut_off, simulate_from_prior
 from vinppl.calibration.ranks import judge_ranks, rank_statistic, rank_verdict, thinned
 from vinppl.calibration.sbc import RankedFit, calibration_run
 from vinppl.calibration.weighted import WeightedDraws
@@ -224,9 +224,24 @@ def test_what_runs_away_is_drawn_again_by_the_data_alone() -> None:
     values = torch.stack([x.data.values for x in short])
     assert bool(torch.isfinite(values).all())
     assert float(values[:, :, 0].abs().max()) <= 5.0
-    assert float(values.abs().max()) == 1e6  # later values are cut off, not refused
+    assert float(values.abs().max()) == pytest.approx(1e6, rel=2e-6)  # later values are cut off, not refused
     with pytest.raises(ValueError, match="none of 32 draws from the prior gave measurements"):
         simulate_from_prior(runaway, like, 0, max_size=1e-9, max_attempts=32)
+
+
+def test_what_ran_away_is_cut_off_without_ties() -> None:
+    """Coverage counts a truth at the bound as in the middle of draws there, unless these are set apart."""
+    bound = torch.tensor([2.0, 1e6])
+    torch.manual_seed(0)
+    values = torch.tensor([[1.5, -3.0], [math.nan, 2e6], [-math.inf, -math.inf], [5.0, 7.0]])
+    cut = cut_off(values.expand(200, 4, 2), bound)
+    assert torch.equal(cut[:, 0, 0], torch.full((200,), 1.5))
+    assert torch.equal(cut[:, [0, 3], 1], torch.tensor([[-3.0, 7.0]]).expand(200, 2))
+    torch.testing.assert_close(cut[:, 1], bound.expand(200, 2), rtol=2e-6, atol=0)
+    torch.testing.assert_close(cut[:, 2], -bound.expand(200, 2), rtol=2e-6, atol=0)
+    ranks = (cut[1:, 1, 0] < cut[0, 1, 0]).double().mean()
+    assert 0 < float(ranks) < 1
+    assert len(cut[:, 1, 0].unique()) > 190
 
 
 def test_models_that_are_no_simulators_are_refused() -> None:

@@ -140,8 +140,10 @@ def _measured(data_like: Trajectories, values: Tensor, bound: Tensor) -> Traject
 
 
 def cut_off(values: Tensor, bound: Tensor) -> Tensor:
-    """Return values `(*batch, channel)` moved to within `bound`, NaN to the upper one.
+    """Return values `(*batch, channel)` of which those beyond `bound` are moved to it, NaN to the upper one.
 
-    Truths and forecasts that are treated alike keep their ranks.
+    Truths and forecasts that are treated alike keep their ranks. Those at the bound are set apart at random,
+    by a millionth of it, so that a truth that ran away is any one among draws that did, not the middle one.
     """
-    return torch.minimum(torch.maximum(torch.where(values.isnan(), bound, values), -bound), bound)
+    inside = torch.minimum(torch.maximum(torch.where(values.isnan(), bound, values), -bound), bound)
+    return torch.where(inside.abs() < bound, inside, inside * (1 + 1e-6 * torch.rand_like(inside)))

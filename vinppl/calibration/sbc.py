@@ -16,7 +16,7 @@ from vinppl.calibration.adapters import bulk_ess
 from vinppl.calibration.prior import FAR, PriorSimulation, cut_off, simulate_from_prior
 from vinppl.calibration.ranks import thinned
 from vinppl.calibration.weighted import WeightedDraws
-from vinppl.draws import latent_sites, pointwise_log_likelihood, predict, prototype
+from vinppl.draws import latent_sites, pointwise_log_likelihood, predict, prototype, seeded
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
@@ -187,4 +187,5 @@ def _forecast(
     """Return predictive draws `(num_draws, trajectory, time, channel)`, cut off as simulated data are."""
     draws = posterior.resampled(num_draws, seed=seed)
     drawn = predict(model, draws, grid, sites=["obs"], seed=seed, parameters=posterior.parameters)["obs"]
-    return cut_off(drawn, bound).cpu().double().numpy()
+    with seeded(seed):
+        return cut_off(drawn, bound).cpu().double().numpy()
