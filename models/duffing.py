@@ -43,7 +43,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from vinppl.data import Trajectories
-from vinppl.discrepancy import make_discrepancy
+from vinppl.discrepancy import ForceCoordinates, make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
 from vinppl.equations import DISCREPANCY_LINE, INITIAL_LINE, Equations, measurement_lines, signed_sum
@@ -72,6 +72,8 @@ class DuffingConfig:
         discrepancy: scale of the half-normal prior of the amplitude of an unknown force, in units of force
             per mass; `None` trusts the law. See `vinppl.discrepancy`.
         discrepancy_time: prior of its correlation time; `None` sets it by the data.
+        discrepancy_coordinates: `innovations`, or `knots` (the site has that name) for a force that precise
+            measurements pin down; see `vinppl.discrepancy.DiscrepancyForce`.
         initial_scale: sds of the priors of initial position and velocity.
         integrator: name of the integrator.
         max_step_size: longest integration step, in units of time; `None` steps from sample to sample.
@@ -87,6 +89,7 @@ class DuffingConfig:
     correlation_time: tuple[float, float] | None = None
     discrepancy: float | None = None
     discrepancy_time: tuple[float, float] | None = None
+    discrepancy_coordinates: ForceCoordinates = "innovations"
     initial_scale: tuple[float, float] | None = None
     integrator: str = "velocity_verlet"
     max_step_size: float | None = None
@@ -132,7 +135,9 @@ class Duffing(PyroModule):
             num_channels=data.num_channels,
             correlation_time=correlation_prior(data, config.correlation_time),
         )
-        self.discrepancy = make_discrepancy(data, config.discrepancy, config.discrepancy_time)
+        self.discrepancy = make_discrepancy(
+            data, config.discrepancy, config.discrepancy_time, coordinates=config.discrepancy_coordinates
+        )
         q_scale, v_scale = initial_scales(data, config.initial_scale)
         self.register_buffer("q_scale", q_scale)
         self.register_buffer("v_scale", v_scale)
