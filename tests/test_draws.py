@@ -141,7 +141,7 @@ def test_noise_free_predictions_are_the_means_of_noisy_ones() -> None:
     data = simulated("mass_spring")
     model = MassSpring(data, MassSpring.Config(noise="student_t"))
     draws = prior_draws(model, data, 3)
-    mean = predict(model, draws, data, noise_free=True)
+    mean = predict(model, draws, data, observed="means")
     noisy = predict(model, draws, data)
     assert set(mean) == set(noisy)
     assert torch.equal(mean["states"], noisy["states"])

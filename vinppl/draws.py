@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -23,6 +23,7 @@ from vinppl.rollout import without_energy
 __all__ = [
     "CONTINUATION",
     "Draws",
+    "ObservedAs",
     "batch_size",
     "batches",
     "collect",
@@ -215,22 +216,25 @@ def batches(draws: Mapping[str, Tensor], size: int) -> Iterator[Draws]:
         yield {name: value[start : start + size] for name, value in draws.items()}
 
 
+ObservedAs = Literal["drawn", "means", "both"]
+"""What `predict` returns of observed sites."""
+
+
 def predict(
     model: Any,
     draws: Mapping[str, Tensor],
     data: Any,
     *,
     sites: Sequence[str] | None = None,
-    means: bool = False,
+    observed: ObservedAs = "drawn",
     chunk_size: int = 250,
     seed: int = 0,
     parameters: Mapping[str, Tensor] | None = None,
-    noise_free: bool = False,
 ) -> Draws:
     """Run `model` forward from posterior (or prior) draws on the times of `data`.
 
     Everything below the latent sites is computed afresh: deterministic sites among the
-    draws are ignored, observed sites are sampled.
+    draws are ignored, observed sites are sampled or take their mean given each draw.
 
     Args:
         model: Pyro model of one argument, the data.
@@ -238,17 +242,17 @@ def predict(
             among them, and are drawn otherwise.
         data: where to predict; its values are not looked at.
         sites: sites to return; by default all observed and deterministic ones.
-        means: whether to return the means of the observed ones given each draw too, called `<site>_mean`.
+        observed: how observed sites are returned: `drawn`, as `means` given each draw, or `both`, means then
+            called `<site>_mean`.
         chunk_size: draws that run as one batch.
         seed: of the predictive noise.
         parameters: learned parameters of the model, unconstrained, by name.
-        noise_free: take the mean of observed sites given each draw instead of sampling them.
 
     Returns:
         The sites, each `(num_draws, *plates, *event)`.
     """
     free = poutine.uncondition(model)
-    if noise_free:
+    if observed == "means":
         free = _MeanOfObserved()(free)
     trace = prototype(model, data)
     chunks: list[Draws] = []
@@ -258,7 +262,7 @@ def predict(
             ran, size, nesting = _run(free, part, (data,), trace)
             wanted = [n for n in (_outputs(trace) if sites is None else sites) if n in ran.nodes]
             found = collect(ran, wanted, size, nesting)
-            for name in _observed(trace) if means else ():
+            for name in _observed(trace) if observed == "both" else ():
                 mean = {**ran.nodes[name], "value": ran.nodes[name]["fn"].mean}
                 found[f"{name}_mean"] = _without_singletons(mean, size, nesting)
             chunks.append(found)

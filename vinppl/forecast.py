@@ -190,7 +190,13 @@ def forecast(
     if film:
         chunk_size = batch_size(future, chunk_size)
     predicted = predict(
-        model, draws, future, means=film, chunk_size=chunk_size, seed=seed, parameters=parameters
+        model,
+        draws,
+        future,
+        observed="both" if film else "drawn",
+        chunk_size=chunk_size,
+        seed=seed,
+        parameters=parameters,
     )
     finite = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in predicted.values()]).all(0)
     lost = int((~finite).sum())
@@ -298,7 +304,7 @@ def _frame_density(
 
     each = [density(part) for part in batches(draws, chunk_size)]
     mean = {name: value.mean(0, keepdim=True) for name, value in draws.items()}
-    path = predict(model, mean, future, sites=["states"], means=True, parameters=parameters)
+    path = predict(model, mean, future, sites=["states"], observed="both", parameters=parameters)
     constants = {"obs_at_mean": path["obs_mean"][0], "frame_log_likelihood_at_mean": density(mean)[0]}
     if "states" in path:
         constants["states_at_mean"] = path["states"][0]

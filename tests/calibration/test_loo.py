@@ -169,7 +169,7 @@ def test_ratios_of_the_exact_posterior_are_the_evidence(data: Trajectories) -> N
     evidence = sum(float(part.joint.log_prob(part.values)) for part in exact(data))
     joint = log_joint(KnownSpring(), draws.draws, data, chunk_size=7)
     torch.testing.assert_close(joint - posterior, torch.full((20,), evidence))
-    mean = predict(KnownSpring(), draws.draws, data, sites=["obs"], noise_free=True)["obs"]
+    mean = predict(KnownSpring(), draws.draws, data, sites=["obs"], observed="means")["obs"]
     assert mean.shape == (20, 2, 8, 2)
     torch.testing.assert_close(mean[:, :, 0], states)
 
@@ -318,6 +318,6 @@ def test_models_are_ranked_by_paired_differences() -> None:
 def test_noise_of_the_toy_is_what_it_says() -> None:
     data = simulate_from_prior(KnownSpring(), grid(num_times=40), 1).data
     posterior = exact_draws(data, 100)
-    mean = predict(KnownSpring(), posterior.draws, data, sites=["obs"], noise_free=True)["obs"].mean(0)
+    mean = predict(KnownSpring(), posterior.draws, data, sites=["obs"], observed="means")["obs"].mean(0)
     residual = data.values - mean
     assert float(residual.std()) == pytest.approx(NOISE, rel=0.25)

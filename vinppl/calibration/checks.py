@@ -87,7 +87,9 @@ def posterior_checks(
     """
     require(num_draws >= 20, "num_draws must be at least 20", num_draws)
     draws = posterior.resampled(num_draws, seed=seed)
-    found = predict(model, draws, data, sites=["obs"], means=True, seed=seed, parameters=posterior.parameters)
+    found = predict(
+        model, draws, data, sites=["obs"], observed="both", seed=seed, parameters=posterior.parameters
+    )
     replicated, mean = found["obs"], found["obs_mean"].cpu().double().numpy()
     mask = data.mask.cpu().numpy()
     both = [

@@ -137,7 +137,7 @@ class TrajectoryRuns:
             chunk_size=self.chunk_size,
             seed=seed,
             parameters=self.parameters,
-            noise_free=noise_free,
+            observed="means" if noise_free else "drawn",
         )
 
     def kinetic_energy(self, n: int, states: Array) -> Array | None:
