@@ -125,7 +125,7 @@ class Case:
 
     Attributes:
         model: its name.
-        system: a simulated system.
+        system: a simulated system, or the name of a file.
         settings: options of the model.
         engines: engines that can check it.
         neural: whether the law is a network.
@@ -221,7 +221,9 @@ def trials(config: Config) -> list[Trial]:
     """Return all simulations, seed by seed, so that a run that is stopped has all models."""
     chosen = {name: CASES[name] for name in config.cases or CASES}
     if config.model:
-        chosen = {"model": Case(config.model, config.system, config.set, config.engines)}
+        name = config.model.rpartition(":")[2]
+        source = config.system if config.data is None else config.data.stem
+        chosen = {name: Case(config.model, source, config.set, config.engines)}
     found = []
     common: dict[str, Any] = {"num_fitted": config.num_fitted, "max_size": config.max_size}
     if config.data is not None:
