@@ -108,7 +108,7 @@ def main(config: Config) -> None:
         result = fit_svi(model, train, svi, checkpoint=folder.checkpoint / "svi.pt", on_step=on_step)
 
     attrs = {"model": config.model, "inference": "svi", "options": json.dumps(options)}
-    draws = result.sample(config.num_draws, seed=svi.seed)
+    draws = None  # those of the guide
     if config.refine and can_refine(result, train):
         found = refine(
             model,
@@ -119,9 +119,9 @@ def main(config: Config) -> None:
             parameters=result.parameters,
         )
         attrs |= {"refinement": found.verdict, "refined": "yes" if found.is_reliable else "no"}
-        draws = found.draws if found.is_reliable else draws
+        draws = found.draws if found.is_reliable else None
         print(f"importance sampling from the guide: {found.verdict}")
-    posterior = from_svi(result, draws=draws, attrs=attrs, seed=svi.seed)
+    posterior = from_svi(result, num_draws=config.num_draws, draws=draws, attrs=attrs, seed=svi.seed)
     write_result(posterior, folder.result)
     save_figure(plot_losses(result.losses, result.best_step), folder.path / "loss.png")
     folder.log(

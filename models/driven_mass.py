@@ -49,7 +49,7 @@ from vinppl.data import Trajectories
 from vinppl.discrepancy import make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.equations import DISCREPANCY_LINE, INITIAL_LINE, Equations, measurement_lines, signed_sum
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import CoulombFriction, Drive, LinearDamping
 from vinppl.potentials import FlatPotential
@@ -194,12 +194,10 @@ class DrivenMass(PyroModule):
         """Return the equations with these options."""
         known = f"{self.config.gain[0]:g} u(t)" if len(self.config.gain) == 1 else "g · u(t)"
         drive = "G u(t)" if self.config.gain_error else known
-        rest = "d_n(t)" if self.discrepancy.active else ""
-        force = signed_sum(drive, "F_0", "−c v", f"−f tanh(v / {self.smoothing:.2g})", rest)
-        unknown = (DISCREPANCY_LINE,) if self.discrepancy.active else ()
+        force = signed_sum(drive, "F_0", "−c v", f"−f tanh(v / {self.smoothing:.2g})", self.discrepancy.term)
         noise = measurement_lines(self.config.noise)
         symbols = {"friction.coefficient": "f"}
-        return Equations((f"m d²q/dt² = {force}", *unknown, INITIAL_LINE, *noise), symbols)
+        return Equations((f"m d²q/dt² = {force}", *self.discrepancy.equations, INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

@@ -46,7 +46,7 @@ from vinppl.data import Trajectories
 from vinppl.discrepancy import ForceCoordinates, make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.equations import DISCREPANCY_LINE, INITIAL_LINE, Equations, measurement_lines, signed_sum
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import LocalStates, first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, Drive, LinearDamping
 from vinppl.potentials import DuffingPotential
@@ -164,12 +164,10 @@ class Duffing(PyroModule):
         """Return the equations with these options."""
         drive = "G u(t)" if self.driven else ""
         offset = "F_0" if self.driven and self.config.offset is not None else ""
-        rest = "d_n(t)" if self.discrepancy.active else ""
-        force = signed_sum("−a q", "−b q³", "−c v", drive, offset, rest)
-        unknown = (DISCREPANCY_LINE,) if self.discrepancy.active else ()
+        force = signed_sum("−a q", "−b q³", "−c v", drive, offset, self.discrepancy.term)
         noise = measurement_lines(self.config.noise)
         symbols = {"potential.stiffness": "a", "potential.cubic": "b"}
-        return Equations((f"d²q/dt² = {force}", *unknown, INITIAL_LINE, *noise), symbols)
+        return Equations((f"d²q/dt² = {force}", *self.discrepancy.equations, INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

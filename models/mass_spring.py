@@ -41,7 +41,7 @@ from vinppl.data import Trajectories
 from vinppl.discrepancy import ForceCoordinates, make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
-from vinppl.equations import DISCREPANCY_LINE, INITIAL_LINE, Equations, measurement_lines, signed_sum
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import LinearDamping
 from vinppl.potentials import Harmonic
@@ -140,10 +140,9 @@ class MassSpring(PyroModule):
         config = self.config
         mass = "" if config.mass is None else "m "
         damping = "" if config.damping is None else "−c v"
-        force = signed_sum("−k q", damping, "d_n(t)" if self.discrepancy.active else "")
-        unknown = (DISCREPANCY_LINE,) if self.discrepancy.active else ()
+        force = signed_sum("−k q", damping, self.discrepancy.term)
         noise = measurement_lines(config.noise)
-        lines = (f"{mass}d²q/dt² = {force}", *unknown, INITIAL_LINE, *noise)
+        lines = (f"{mass}d²q/dt² = {force}", *self.discrepancy.equations, INITIAL_LINE, *noise)
         return Equations(lines, {"potential.stiffness": "k"})
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:

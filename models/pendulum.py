@@ -46,7 +46,7 @@ from vinppl.data import Trajectories
 from vinppl.discrepancy import ForceCoordinates, make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, VelocityGain, make_emission
-from vinppl.equations import DISCREPANCY_LINE, INITIAL_LINE, Equations, measurement_lines, signed_sum
+from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
 from vinppl.estimates import first_states, force_regression, noise_estimate
 from vinppl.forces import AbstractDamping, LinearDamping, QuadraticDamping
 from vinppl.potentials import PendulumPotential
@@ -159,12 +159,11 @@ class Pendulum(PyroModule):
             f"−(g/l) sin {angle}",
             "" if config.damping is None else "−c v",
             "" if config.drag is None else "−d |v| v",
-            "d_n(t)" if self.discrepancy.active else "",
+            self.discrepancy.term,
         )
         noise = measurement_lines(config.noise, gain=config.velocity_gain is not None)
-        unknown = (DISCREPANCY_LINE,) if self.discrepancy.active else ()
         symbols = {"potential.gravity_over_length": "g/l", "potential.angle_offset": "δ"}
-        return Equations((f"d²q/dt² = {force}", *unknown, INITIAL_LINE, *noise), symbols)
+        return Equations((f"d²q/dt² = {force}", *self.discrepancy.equations, INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
         """Return rough values of the dynamical sites, to start inference from."""

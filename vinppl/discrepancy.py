@@ -24,6 +24,7 @@ from torch.distributions import constraints
 
 from vinppl._checks import require, require_choice
 from vinppl.draws import CONTINUATION
+from vinppl.equations import DISCREPANCY_LINE
 from vinppl.forces import KnotSignal
 from vinppl.matern import MaternKnots, continue_path, matern_path
 from vinppl.parameters import Component, Spec
@@ -146,6 +147,16 @@ class DiscrepancyForce(Component):
         shape = (data.num_trajectories, self.num_knots, 2 * self.dim)
         scales = {self._site(name): data.values.new_tensor(value) for name, value in self.typical.items()}
         return {**scales, self._site(self.coordinates): data.values.new_zeros(shape)}
+
+    @property
+    def term(self) -> str:
+        """The force in an equation of motion; empty for none."""
+        return "d_n(t)" if self.active else ""
+
+    @property
+    def equations(self) -> tuple[str, ...]:
+        """What is assumed of the force; nothing for none."""
+        return (DISCREPANCY_LINE,) if self.active else ()
 
     @property
     def scale_sites(self) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ and its own event, without the singleton dimensions that Pyro's broadcasting nee
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import pyro
 import torch
@@ -322,11 +322,11 @@ def pointwise_log_likelihood(
     """
     trace = prototype(model, data)
     observed = _observed(trace)
-    chunks: list[Draws] = []
-    with learned(model, data, parameters), torch.no_grad(), without_energy():
-        for part in batches(draws, chunk_size):
-            ran, size, nesting = _run(model, part, (data,), trace)
-            chunks.append({name: _entries(ran.nodes[name], size, nesting) for name in observed})
+
+    def entries(ran: Any, size: int, nesting: int) -> Draws:
+        return {name: _entries(ran.nodes[name], size, nesting) for name in observed}
+
+    chunks = _of_batches(entries, model, draws, data, trace, chunk_size, parameters)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -350,12 +350,30 @@ def log_joint(
     Returns:
         Shape `(num_draws,)`; NaN or minus infinity where a draw has no path.
     """
-    trace, chunks = prototype(model, data), []
-    with learned(model, data, parameters), torch.no_grad(), without_energy(), pyro.validation_enabled(False):
-        for part in batches(draws, chunk_size):
-            ran, size, _ = _run(model, part, (data,), trace)
-            chunks.append(summed_log_prob(ran, size))
-    return torch.cat(chunks)
+    trace = prototype(model, data)
+
+    def total(ran: Any, size: int, nesting: int) -> Tensor:
+        return summed_log_prob(ran, size)
+
+    with pyro.validation_enabled(False):
+        return torch.cat(_of_batches(total, model, draws, data, trace, chunk_size, parameters))
+
+
+T = TypeVar("T")
+
+
+def _of_batches(
+    function: Callable[[Any, int, int], T],
+    model: Any,
+    draws: Mapping[str, Tensor],
+    data: Any,
+    trace: Any,
+    chunk_size: int,
+    parameters: Mapping[str, Tensor] | None,
+) -> list[T]:
+    """Run the observed model on batches of draws; return a function of every trace, its size and nesting."""
+    with learned(model, data, parameters), torch.no_grad(), without_energy():
+        return [function(*_run(model, part, (data,), trace)) for part in batches(draws, chunk_size)]
 
 
 def summed_log_prob(trace: Any, num_draws: int) -> Tensor:
@@ -412,20 +430,20 @@ def split_log_prob(
     trace = prototype(model, data)
     nesting = plate_nesting(trace)
     require(nesting == 1, "trajectories must be the only plate of the model", f"{nesting} plates")
-    shared, own = [], []
-    with learned(model, data, parameters), torch.no_grad(), without_energy():
-        for part in batches(draws, chunk_size):
-            ran, size, _ = _run(model, part, (data,), trace)
-            ran.compute_log_prob()
-            like = next(iter(part.values()))
-            sums = [like.new_zeros(size, 1), like.new_zeros(size, data.num_trajectories)]
-            for site in ran.nodes.values():
-                plain = site["type"] == "sample" and not site["infer"].get("_deterministic")
-                if plain and not site_is_subsample(site):
-                    inside = -1 in _own_plates(site)
-                    sums[inside] = sums[inside].to(site["log_prob"]) + site["log_prob"]
-            shared.append(sums[0].squeeze(-1))
-            own.append(sums[1])
+    like = next(iter(draws.values()))
+
+    def split(ran: Any, size: int, nesting: int) -> tuple[Tensor, Tensor]:
+        ran.compute_log_prob()
+        sums = [like.new_zeros(size, 1), like.new_zeros(size, data.num_trajectories)]
+        for site in ran.nodes.values():
+            plain = site["type"] == "sample" and not site["infer"].get("_deterministic")
+            if plain and not site_is_subsample(site):
+                inside = -1 in _own_plates(site)
+                sums[inside] = sums[inside].to(site["log_prob"]) + site["log_prob"]
+        return sums[0].squeeze(-1), sums[1]
+
+    chunks = _of_batches(split, model, draws, data, trace, chunk_size, parameters)
+    shared, own = zip(*chunks, strict=True)
     return torch.cat(shared), torch.cat(own)
 
 
