@@ -78,6 +78,7 @@ class Config:
         num_warmup: adapting draws of each of the two chains of NUTS.
         num_draws: kept draws of each chain.
         num_steps: steps of SVI, which starts at a mode with the curvature there.
+        num_neural_steps: those of it for neural models, whose weights have a curvature that says less.
         num_workers: processes on this machine; 0 takes one for each core.
         scheduler: address of a dask scheduler to send the trials to; empty runs them here.
         finished: judge the simulations that OUT holds, and run no others.
@@ -100,6 +101,7 @@ class Config:
     num_warmup: int = NUTS.num_warmup
     num_draws: int = NUTS.num_draws
     num_steps: int = 60
+    num_neural_steps: int = 600
     num_workers: int = 0
     scheduler: str = ""
     finished: bool = False
@@ -116,7 +118,8 @@ class Config:
             f"num_draws must be at least {NUM_RANKED // 2 + 1}",
             self.num_draws,
         )
-        require(self.num_steps >= CHECKS, f"num_steps must be at least {CHECKS}", self.num_steps)
+        for name in ("num_steps", "num_neural_steps"):
+            require(getattr(self, name) >= CHECKS, f"{name} must be at least {CHECKS}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def quick(config: Config) -> Config:
         num_warmup=60,
         num_draws=60,
         num_steps=20,
+        num_neural_steps=20,
     )
 
 
@@ -234,7 +238,7 @@ def trials(config: Config) -> list[Trial]:
                 continue
             for engine in (engine for engine in config.engines if engine in case.engines):
                 arguments = {"case": name, "model": case.model, "settings": list(case.settings)}
-                options = engine_options(config, engine)
+                options = engine_options(config, engine, neural=case.neural)
                 arguments |= {"system_name": case.system, "engine": engine, "options": options, "seed": seed}
                 arguments["num_trajectories"] = case.num_trajectories or config.num_trajectories
                 if case.driven:
@@ -246,12 +250,12 @@ def trials(config: Config) -> list[Trial]:
     return found
 
 
-def engine_options(config: Config, engine: EngineName) -> dict[str, Any]:
+def engine_options(config: Config, engine: EngineName, *, neural: bool) -> dict[str, Any]:
     """Return the options of an engine as plain values."""
     if engine == "nuts":
         return dataclasses.asdict(replace(NUTS, num_warmup=config.num_warmup, num_draws=config.num_draws))
-    checks = config.num_steps // CHECKS
-    return dataclasses.asdict(replace(SVI, num_steps=config.num_steps, check_every=checks))
+    num_steps = config.num_neural_steps if neural else config.num_steps
+    return dataclasses.asdict(replace(SVI, num_steps=num_steps, check_every=num_steps // CHECKS))
 
 
 # One simulation
@@ -336,13 +340,14 @@ def scored(predicted: np.ndarray, data: Trajectories, num_fitted: int) -> list[d
 
 def failures(results: Sequence[TrialResult]) -> dict[tuple[str, str], int]:
     """Return how many simulations of each model and posterior have no ranks because the fit failed."""
-    found: dict[tuple[str, str], int] = {}
+    names: dict[tuple[str, str], list[str]] = {}
+    failed: dict[tuple[str, str], int] = {}
     for result in results:
-        arguments = result.trial.arguments
-        for name in Engine(arguments["engine"]).posteriors:
-            key = arguments["case"], name
-            found[key] = found.get(key, 0) + result.failed
-    return found
+        key = result.trial.arguments["case"], result.trial.arguments["engine"]
+        failed[key] = failed.get(key, 0) + result.failed
+        if not names.get(key):
+            names[key] = list(dict.fromkeys(row["engine"] for row in result.rows))
+    return {(case, name): n for (case, e), n in failed.items() for name in names[case, e] or [e]}
 
 
 def judge(rows: pd.DataFrame, failed: dict[tuple[str, str], int]) -> pd.DataFrame:

@@ -64,8 +64,9 @@ class Config:
         video: how to read films.
         select: which measurements to use.
         num_draws: draws from the fitted guide that result.nc holds.
-        refine: whether importance sampling puts the draws of an amortised guide right, for models of states
-            fitted to whole trajectories. Where that cannot be trusted result.nc keeps the guide's own draws.
+        refine: whether importance sampling puts the guide's draws right, for models of states fitted to whole
+            trajectories, by guides with an encoder or of few numbers. Where that cannot be trusted result.nc
+            keeps the guide's own draws.
         overwrite: discard the run that OUT holds.
     """
 

@@ -421,7 +421,7 @@ def test_calibration_judges_every_parameter_and_reads_what_it_has_already(tmp_pa
     table = read_table(tmp_path / "sbc" / "sbc.csv")
     columns = ["model", "engine", "parameter", "simulations", "failed", "statistic", "passed"]
     assert list(table.columns) == [*columns, "passed_jointly"]
-    assert set(table["engine"]) == {"nuts", "full_rank", "full_rank_psis"}
+    assert set(table["engine"]) == {"nuts", "full_rank", "full_rank_refined"}
     assert {"potential.stiffness", "noise_scale[1]", "last_state[0]", "log_likelihood"} <= set(
         table["parameter"]
     )
@@ -436,7 +436,7 @@ def test_calibration_judges_every_parameter_and_reads_what_it_has_already(tmp_pa
     assert list(forecasts.columns) == [*columns, "coverage_90_se"]
     assert sorted(set(forecasts["horizon"])) == ["0.5", "1.0", "1.5", "2.0", "all"]
     figures = {path.name for path in (tmp_path / "sbc").glob("*.png")}
-    assert {"reliability.png", "sbc_mass_spring_nuts.png", "pit_mass_spring_full_rank_psis.png"} <= figures
+    assert {"reliability.png", "sbc_mass_spring_nuts.png", "pit_mass_spring_full_rank_refined.png"} <= figures
     began = time.monotonic()
     again, _ = run(tmp_path, *arguments)
     assert " done, " not in again

@@ -15,12 +15,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 from torch.distributions import biject_to
 
 from vinppl._checks import require
 from vinppl.diagnostics import MAX_SHAPE, tail_shape
-from vinppl.draws import Draws, batch_size, plate_nesting, prototype, require_latent, seeded, split_log_prob
+from vinppl.draws import (
+    Draws,
+    batch_size,
+    latent_sites,
+    plate_nesting,
+    prototype,
+    require_latent,
+    seeded,
+    split_log_prob,
+)
 from vinppl.guides import AmortisedGuide
 from vinppl.importance import StudentProposal, effective_size, resample
 
@@ -71,18 +81,21 @@ class Refined:
 def can_refine(result: SVIResult, data: Trajectories) -> bool:
     """Return whether `refine` can put right the draws of a fit.
 
-    That is so for amortised guides that were fitted to whole trajectories of states, the model's only plate.
+    That is so for guides of trajectories of states, the model's only plate, that were fitted to them whole.
+    Guides other than amortised ones have a density of all latent sites together, whose own weights
+    (`vinppl.calibration.weighted.corrected_draws`) say more where proposals cannot be moved, so that these
+    are left alone there.
 
     Args:
         result: of the fit.
         data: all that was measured; windows of it may be what was fitted.
     """
-    whole = data.image_shape is None and result.data.num_times == data.num_times
-    return (
-        whole
-        and isinstance(result.guide, AmortisedGuide)
-        and plate_nesting(prototype(result.model, data)) == 1
-    )
+    if data.image_shape is not None or result.data.num_times != data.num_times:
+        return False
+    trace = prototype(result.model, data)
+    if isinstance(result.guide, AutoDelta) or plate_nesting(trace) != 1:
+        return False
+    return isinstance(result.guide, AmortisedGuide) or _Coordinates(trace).size <= MAX_ADAPTED
 
 
 def refine(
@@ -125,10 +138,16 @@ def refine(
     require(num_draws >= 1, "num_draws must be at least 1", num_draws)
     require(num_rounds >= 1, "num_rounds must be at least 1", num_rounds)
     require(num_proposals >= 100, "num_proposals must be at least 100", num_proposals)
-    coordinates = _Coordinates(model, draws, data)
+    trace = prototype(model, data)
+    nesting = plate_nesting(trace)
+    require(nesting == 1, "the model's only plate must be that of trajectories", f"{nesting} plates")
+    count = len(next(iter(draws.values()))) if draws else 0
+    require(count >= 10, "draws must be at least 10", count)
+    require_latent(trace, draws)
+    coordinates = _Coordinates(trace)
     with seeded(seed), torch.no_grad():
         proposal = _Proposal.around(*coordinates.unconstrain(draws))
-        if proposal.size > MAX_ADAPTED:
+        if coordinates.size > MAX_ADAPTED:
             num_rounds = 1
         for remaining in reversed(range(num_rounds)):
             count = num_proposals if remaining == 0 else max(100, num_proposals // 2)
@@ -152,18 +171,18 @@ MAX_ADAPTED = 12
 class _Coordinates:
     """Latent sites as unconstrained vectors: one of what trajectories share, one of each one's own."""
 
-    def __init__(self, model: Any, draws: Mapping[str, Tensor], data: Trajectories) -> None:
-        trace = prototype(model, data)
-        nesting = plate_nesting(trace)
-        require(nesting == 1, "the model's only plate must be that of trajectories", f"{nesting} plates")
-        count = len(next(iter(draws.values()))) if draws else 0
-        require(count >= 10, "draws must be at least 10", count)
+    def __init__(self, trace: Any) -> None:
         self.shared: dict[str, _Site] = {}
         self.own: dict[str, _Site] = {}
-        for name in require_latent(trace, draws):
+        for name in latent_sites(trace):
             site = trace.nodes[name]
             inside = any(frame.vectorized for frame in site["cond_indep_stack"])
             (self.own if inside else self.shared)[name] = _Site(site)
+
+    @property
+    def size(self) -> int:
+        """Numbers of what is shared and of one trajectory."""
+        return sum(site.size for site in (*self.shared.values(), *self.own.values()))
 
     def unconstrain(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return shared numbers `(lane, shared)` and those of trajectories `(lane, trajectory, own)`."""

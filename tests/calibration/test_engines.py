@@ -9,40 +9,46 @@ import torch
 from example_data import simulated
 from linear_gaussian import SITES, KnownSpring, exact_draws, grid
 
-from vinppl.calibration.engines import Engine, fix_parameters, point_parameters
+from vinppl.calibration.engines import Engine, EngineName, fix_parameters, point_parameters
 from vinppl.calibration.prior import simulate_from_prior
 from vinppl.calibration.sbc import calibration_run
 from vinppl.calibration.weighted import WeightedDraws
 from vinppl.data import Trajectories
 from vinppl.draws import predict
 from vinppl.fit import MCMCOptions, SVIOptions
+from vinppl.loading import build_model
 from vinppl.models import FreeDynamics, FreeDynamicsConfig, MassSpring
 
 CHAINS = MCMCOptions(num_chains=2, num_warmup=50, num_draws=20, num_workers=1)
 
 
-def test_a_guide_is_returned_as_it_is_and_corrected() -> None:
-    data = simulate_from_prior(KnownSpring(), grid(), 1).data
-    engine = Engine("full_rank", svi=SVIOptions(num_steps=10, check_every=5), num_draws=200)
-    found = engine(KnownSpring(), data, 0)
-    assert tuple(found) == engine.posteriors == ("full_rank", "full_rank_psis")
-    raw, corrected = found.values()
-    assert raw.effective_size == pytest.approx(200)
-    assert corrected.effective_size < 200
-    assert torch.equal(raw.draws[SITES[0]], corrected.draws[SITES[0]])
-    assert engine.posterior(KnownSpring(), data, 0).shape == corrected.shape
-
-
-def test_an_amortised_guide_is_refined() -> None:
+@pytest.mark.parametrize("name", ["full_rank", "mean_field", "amortised"])
+def test_guides_are_refined_where_that_is_possible(name: EngineName) -> None:
     data = simulated("mass_spring", num_trajectories=2, num_times=20)
-    engine = Engine("amortised", svi=SVIOptions(num_steps=10, check_every=5), num_draws=300)
-    raw, refined = engine(MassSpring(data), data, 0).values()
-    assert engine.posteriors == ("amortised", "amortised_refined")
+    engine = Engine(name, svi=SVIOptions(num_steps=10, check_every=5), num_draws=300)
+    found = engine(MassSpring(data), data, 0)
+    assert list(found) == [name, f"{name}_refined"]
+    raw, refined = found.values()
     assert math.isnan(raw.shape)
+    assert raw.effective_size == pytest.approx(300)
     assert refined.shape < 0.7
     assert refined.effective_size > 100
     assert len(refined.draws["initial_position"]) == 300
     assert not torch.equal(raw.draws["potential.stiffness"], refined.draws["potential.stiffness"])
+    assert engine.posterior(MassSpring(data), data, 0).shape == refined.shape
+
+
+@pytest.mark.filterwarnings("ignore::vinppl.errors.PerformanceWarning")  # weights of several particles
+def test_guides_of_many_numbers_are_weighted() -> None:
+    data = simulated("mass_spring", num_trajectories=2, num_times=10)
+    model = build_model("NoisyStates", data, ["potential=random_features"])
+    engine = Engine("full_rank", svi=SVIOptions(num_steps=10, check_every=5), num_draws=200)
+    found = engine(model, data, 0)
+    assert list(found) == ["full_rank", "full_rank_psis"]
+    raw, weighted = found.values()
+    assert raw.effective_size == pytest.approx(200)
+    assert weighted.effective_size < 200
+    assert all(torch.equal(raw.draws[site], weighted.draws[site]) for site in raw.draws)
 
 
 def test_chains_run_longer_where_draws_are_too_few() -> None:

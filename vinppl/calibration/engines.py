@@ -15,7 +15,7 @@ from vinppl.calibration.weighted import WeightedDraws, chain_draws, corrected_dr
 from vinppl.draws import prototype
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.fit import MCMCOptions, SVIOptions, fit_mcmc, fit_svi
-from vinppl.guides import AMORTISED
+from vinppl.refinement import can_refine
 
 if TYPE_CHECKING:
     from vinppl.data import Trajectories
@@ -38,9 +38,9 @@ SVI = SVIOptions(num_steps=60, num_particles=16, check_every=20)
 class Engine:
     """A fit of one data set: call it with a model, data and a seed.
 
-    SVI gives two posteriors: the guide's draws as they are, under the engine's name, and put right. Those of
-    an amortised guide are refined as `inference/svi.py` does it (`vinppl.refinement`), under that name with
-    `_refined`; those of another guide are the same draws with importance weights, under it with `_psis`.
+    SVI gives two posteriors: the guide's draws as they are, under the engine's name, and put right. Where
+    `inference/svi.py` refines them (`vinppl.refinement.can_refine`), these are refined ones, under that name
+    with `_refined`; elsewhere the same draws with importance weights, under it with `_psis`.
 
     Attributes:
         name: see `EngineName`.
@@ -61,15 +61,8 @@ class Engine:
         require_choice("name", self.name, ENGINES)
         require(self.num_draws >= 1, "num_draws must be at least 1", self.num_draws)
 
-    @property
-    def posteriors(self) -> tuple[str, ...]:
-        """Names of the posteriors that a fit gives."""
-        if self.name == "nuts":
-            return ("nuts",)
-        return (self.name, f"{self.name}_{'refined' if self.name in AMORTISED else 'psis'}")
-
     def __call__(self, model: Any, data: Trajectories, seed: int) -> Mapping[str, WeightedDraws]:
-        """Return the posteriors of one fit by their names."""
+        """Return the posteriors of one fit by their names, the best last."""
         with warnings.catch_warnings():
             # Draws say themselves what did not converge: by `problem`, or the shape of their weights.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -77,16 +70,15 @@ class Engine:
             if self.name == "nuts":
                 return {"nuts": self._chains(model, data, seed)}
             result = fit_svi(model, data, replace(self.svi, guide=self.name, seed=seed))
-            if self.name in AMORTISED:
-                raw, right = refined_draws(result, self.num_draws, seed=seed)
-            else:
-                right = corrected_draws(result, self.num_draws, seed=seed)
-                raw = right.unweighted()
-            return dict(zip(self.posteriors, (raw, right), strict=True))
+            if can_refine(result, data):
+                raw, refined = refined_draws(result, self.num_draws, seed=seed)
+                return {self.name: raw, f"{self.name}_refined": refined}
+            weighted = corrected_draws(result, self.num_draws, seed=seed)
+            return {self.name: weighted.unweighted(), f"{self.name}_psis": weighted}
 
     def posterior(self, model: Any, data: Trajectories, seed: int) -> WeightedDraws:
-        """Return the best posterior of one fit: that of NUTS, or a guide's draws with their weights."""
-        return self(model, data, seed)[self.posteriors[-1]]
+        """Return the best posterior of one fit: that of NUTS, or a guide's draws put right."""
+        return list(self(model, data, seed).values())[-1]
 
     def _chains(self, model: Any, data: Trajectories, seed: int) -> WeightedDraws:
         """Return enough draws of NUTS, as far as two longer runs give them."""

@@ -125,13 +125,13 @@ def corrected_draws(result: SVIResult, num_draws: int = 4000, *, seed: int = 0) 
 def refined_draws(
     result: SVIResult, num_draws: int = 2000, *, seed: int = 0
 ) -> tuple[WeightedDraws, WeightedDraws]:
-    """Return draws of a fitted amortised guide, as they are and refined (`vinppl.refinement.refine`).
+    """Return draws of a fitted guide, as they are and refined (`vinppl.refinement.refine`).
 
     Both have equal weights. The shape of the refined ones is that of the weights they were resampled by; they
     are returned even where it says that they are not to be trusted.
 
     Args:
-        result: a fitted amortised guide, of a model whose only plate is that of trajectories.
+        result: a fitted guide that is a distribution, of a model whose only plate is that of trajectories.
         num_draws: draws of each.
         seed: of both.
     """
