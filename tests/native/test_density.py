@@ -21,6 +21,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from vinppl import models
+from vinppl.calibration.engines import fix_parameters
 from vinppl.data import Trajectories
 from vinppl.dynamics import VIN
 from vinppl.errors import NumericalWarning, PerformanceWarning
@@ -29,6 +30,7 @@ from vinppl.integrators import Mechanics, VelocityVerlet
 from vinppl.logdensity import LogDensity
 from vinppl.mass import Diagonal, Full, bind_mass
 from vinppl.native.compiled import CompiledDensity
+from vinppl.native.compiler import compile_module
 from vinppl.potentials import CoupledSprings, FunctionPotential
 from vinppl.rollout import rollout
 from vinppl.state import PhaseState
@@ -156,6 +158,13 @@ def test_the_suite(name: str, shape: str, options: dict[str, Any]) -> None:
     spring = name == "Hierarchical" and options.get("system") == "spring"
     data = DATA[shape]("mass_spring" if spring else KINDS.get(name, "pendulum"))
     check(density_of(name, data, options), scale=0.03 if options.get("integrator") == "so2" else 0.1)
+
+
+def test_a_hamiltonian_network() -> None:
+    data = with_gaps(simulated(num_trajectories=2, num_times=6))
+    model = models.HamiltonianStates(data, models.HamiltonianStatesConfig(hidden_sizes=(4,)))
+    fix_parameters(model)
+    check(LogDensity(model, data, initial_values=model.initial_values(data)), batches=(5,))
 
 
 def test_two_coordinates() -> None:
@@ -521,6 +530,19 @@ def test_many_variables() -> None:
         pyro.sample("obs", dist.Normal(x.cumsum(0), 0.5).to_event(1), obs=y)
 
     check(LogDensity(wide, torch.linspace(-1, 1, 200)), batches=(5,))
+
+
+def test_long_functions_go_on_in_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+
+    def remember(module: Any) -> Any:
+        texts.append(str(module))
+        return compile_module(module)
+
+    monkeypatch.setattr("vinppl.native.compiled.compile_module", remember)
+    monkeypatch.setattr("vinppl.native.writer.MAX_BLOCKS", 20)
+    check(density_of("Pendulum", with_gaps(ragged(simulated())), {"noise": "ar1"}))
+    assert all(text.count("noinline") > 3 for text in texts)
 
 
 def test_one_variable() -> None:

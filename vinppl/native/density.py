@@ -61,6 +61,7 @@ def emit_density(module: DensityModule, name: str, lanes: int) -> int:
     _copy_input(writer, plan.input)
     for node in plan.order:
         if node in plan.written:
+            writer.go_on()
             rule = RULES.get(node.target)
             if rule is None:
                 _write_pointwise(writer, plan, node)

@@ -30,6 +30,9 @@ __all__ = ["DOUBLE", "Body", "DensityModule", "Writer"]
 aten = torch.ops.aten
 DOUBLE = Precision("float64")
 
+MAX_BLOCKS = 100
+"""Basic blocks after which a function goes on in another: the time to compile one goes with their square."""
+
 
 class DensityModule:
     """A module under construction, and what its functions share.
@@ -72,10 +75,8 @@ class Writer:
 
     def __init__(self, module: DensityModule, name: str, lanes: int) -> None:
         self.module = module
-        self.b = FunctionBuilder(
-            module.llvm, name, [POINTER] * 6, lanes=lanes, precision=DOUBLE, internal=True
-        )
-        self.x, self.value, self.gradient, self.constants, self.tables, self.workspace = self.b.arguments
+        self._name, self._lanes = name, lanes
+        self._begin(name)
         self.memory = Memory()
         self.kept: dict[Node, dict[str, int]] = {}
         self._buffers: dict[Node, Buffer] = {}
@@ -83,7 +84,24 @@ class Writer:
     @property
     def lanes(self) -> int:
         """Chains side by side."""
-        return self.b.lanes
+        return self._lanes
+
+    def go_on(self) -> None:
+        """Go on in another function, which this one ends by calling, if it is long already."""
+        if len(self.b.function.blocks) <= MAX_BLOCKS:
+            return
+        before = self.b
+        self._begin(self.module.llvm.get_unique_name(f"{self._name}_goes_on"))
+        self.b.function.attributes.add("noinline")
+        before.ir.call(self.b.function, before.arguments)
+        before.finish()
+
+    def _begin(self, name: str) -> None:
+        """Begin a function."""
+        self.b = FunctionBuilder(
+            self.module.llvm, name, [POINTER] * 6, lanes=self._lanes, precision=DOUBLE, internal=True
+        )
+        self.x, self.value, self.gradient, self.constants, self.tables, self.workspace = self.b.arguments
 
     def buffer(self, node: Node) -> Buffer | None:
         """Return where a node lies; `None` if it is worked out where it is read."""
