@@ -17,7 +17,7 @@ from vinppl.encoders import INITIAL_SITES, InitialPosterior
 from vinppl.errors import ConvergenceWarning
 from vinppl.fit.amortised import AmortisedELBO
 from vinppl.fit.pretrain import pretrain_encoder
-from vinppl.fit.starts import find_start, fit_point
+from vinppl.fit.starts import _half_growth, _next_horizon, find_start, fit_point
 from vinppl.guides import AmortisedGuide
 from vinppl.logdensity import LogDensity
 from vinppl.models import MassSpring, NoisyStates, NoisyStatesConfig
@@ -155,6 +155,14 @@ def test_the_bound_of_an_amortised_guide_counts_the_jacobian() -> None:
             warnings.simplefilter("ignore")
             loss = bound.loss(prior, guide, data)
         assert loss == pytest.approx(encoder, abs=0.01), joint
+
+
+def test_half_of_the_way_is_shorter() -> None:
+    """Growth is a number with rounding: from 12 to 14 samples half of the way was 14 again, for ever."""
+    for reached in range(1, 200):
+        for length in range(reached + 2, 3 * reached + 3):
+            half = _next_horizon(reached, _half_growth(reached, length))
+            assert reached < half < length, (reached, length)
 
 
 def test_long_parts_of_a_record_are_compiled_and_found_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def _grow(
     densities: dict[int, LogDensity] = {}
     compiles = True
     while True:
-        length = min(data.num_times, max(first, reached + 1, math.ceil(growth * reached)))
+        length = min(data.num_times, max(first, _next_horizon(reached, growth)))
         part = data if length == data.num_times else data.first(length)
         if length not in densities:
             whole = length == data.num_times
@@ -200,7 +200,7 @@ def _grow(
             except ValueError:  # no finite density: the path of these values runs away before the horizon
                 if length > max(2, reached + 1):
                     first = max(2, (reached + length) // 2)
-                    growth = 1 + 0.5 * (length / reached - 1) if reached else growth
+                    growth = _half_growth(reached, length) if reached else growth
                     continue
                 if not begun:
                     raise
@@ -218,12 +218,22 @@ def _grow(
         point = ascend_part(density, begin, free, iterations)
         found = float(density(point).detach()) / max(1, part.num_observed)
         if found < quality - MAX_LOSS and length > reached + 1 and retries > 0:
-            growth, retries = 1 + 0.5 * (length / reached - 1), retries - 1
+            growth, retries = _half_growth(reached, length), retries - 1
             continue
         if length == data.num_times:
             return density, point
         values, reached, quality = _detached(density.constrain(point)), length, found
         growth = min(GROWTH, 1 + 2 * (growth - 1))
+
+
+def _next_horizon(reached: int, growth: float) -> int:
+    """Return how many samples to try after those that were reached."""
+    return max(reached + 1, math.ceil(growth * reached - 1e-6))  # half of the way is not rounded to all of it
+
+
+def _half_growth(reached: int, length: int) -> float:
+    """Return the growth that goes half as far ahead."""
+    return 1 + 0.5 * (length / reached - 1)
 
 
 def _tamer(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
