@@ -63,7 +63,7 @@ class Config:
     Attributes:
         out: folder for everything it writes.
         cases: models of the suite to check; all by default.
-        engines: nuts, or SVI by the name of its guide, as it is and corrected by importance weights.
+        engines: nuts, or SVI by the name of its guide, as it is and put right by importance sampling.
         model: a model instead of the suite's: a name, package.module:Name, or path/to/file.py:Name.
         set: its options, for example noise=ar1 damping=[0.1,1.0].
         system: simulated system that gives the model's priors their scales.
