@@ -172,6 +172,7 @@ def test_scores_are_averaged_over_simulations() -> None:
     assert averaged["seeds"].tolist() == [2, 1, 2]
     # Simulation 1 has (0.7 + 0.9) / 2 over both parts.
     assert averaged["coverage_90"].tolist() == pytest.approx([0.6, 0.9, 0.65])
+    assert averaged["crps"].tolist() == pytest.approx([0.6, 0.9, 0.7])  # medians, pooled over all three rows
     assert averaged["coverage_90_se"].tolist() == pytest.approx([0.1, math.nan, 0.15], nan_ok=True)
     assert isinstance(plot_reliability(averaged[averaged["horizon"] != "all"]), Figure)
     with pytest.raises(ValueError, match="the table must hold what is plotted"):

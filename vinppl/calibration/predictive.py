@@ -86,13 +86,16 @@ def average_scores(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     Returns:
         A row for each group and part of the horizon, and one with the horizon `all` for all parts together:
         keys, `horizon`, mean coverages, medians of `crps`, `energy_score` and `width` (a prior may hold
-        motions that run away, whose scores would drown all others), `seeds`, the number of simulations, and
-        `coverage_90_se`, the standard error of that mean (over simulations: points of one are dependent).
+        motions that run away, whose scores would drown all others; those of `all` are over all parts of all
+        simulations), `seeds`, the number of simulations, and `coverage_90_se`, the standard error of that
+        mean (over simulations: points of one are dependent).
     """
-    scored, by = [*COVERAGES, *MEDIANS], [*keys, "horizon"]
-    whole = rows.groupby([*keys, "seed"], sort=False)[scored].mean().reset_index().assign(horizon=POOLED)
-    columns = [*by, "seed", *scored]
-    grouped = pd.concat([rows[columns].astype({"horizon": object}), whole[columns]]).groupby(by, sort=False)
-    found = grouped[list(COVERAGES)].mean().join(grouped[list(MEDIANS)].median())
+    by = [*keys, "horizon"]
+    columns = [*by, "seed", *COVERAGES, *MEDIANS]
+    pooled = rows[columns].assign(horizon=POOLED)
+    parts = pd.concat([rows[columns].astype({"horizon": object}), pooled])
+    of_one = parts.groupby([*by, "seed"], sort=False)[list(COVERAGES)].mean().reset_index()
+    grouped = of_one.groupby(by, sort=False)
+    found = grouped[list(COVERAGES)].mean().join(parts.groupby(by, sort=False)[list(MEDIANS)].median())
     error = grouped["coverage_90"].std() / grouped["seed"].nunique() ** 0.5
     return found.assign(seeds=grouped["seed"].nunique(), coverage_90_se=error).reset_index()
