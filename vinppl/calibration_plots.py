@@ -109,6 +109,7 @@ def plot_reliability(frame: pd.DataFrame) -> Figure:
         tidy(ax)
     for ax in grid[max(0, len(models) - columns) : len(models)]:
         ax.set_xlabel("nominal", fontsize=SMALL)
+        ax.tick_params(labelbottom=True)  # also above the end of a row that is not full
     for ax in grid[::columns]:
         ax.set_ylabel("observed", fontsize=SMALL)
     handles = [
