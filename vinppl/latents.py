@@ -313,10 +313,14 @@ def _lasso(gram: Array, moment: Array, penalty: float, start: Array) -> Array:
             [gradient + penalty, penalty - gradient]
         )
 
-    options = {"maxiter": 1000, "maxfun": 3000, "ftol": 1e-14, "gtol": 1e-10}
-    begin = np.concatenate([start.clip(min=0), (-start).clip(min=0)])
+    options = {"maxiter": 1000, "maxfun": 3000, "ftol": 0.0, "gtol": 1e-10}
+    parts = np.concatenate([start.clip(min=0), (-start).clip(min=0)])
     bounds = [(0, None)] * (2 * count)
-    parts = minimize(value, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    for _ in range(5):  # anew from where a line search gave up
+        parts = minimize(value, parts, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        # At the minimum each part is zero, or its slope is.
+        if np.abs(np.minimum(parts, value(parts)[1])).max() < 1e-8:
+            break
     return np.asarray(parts[:count] - parts[count:])
 
 
