@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from dataclasses import replace
 
 import pyro
 import pytest
@@ -20,7 +21,7 @@ from vinppl.fit.pretrain import pretrain_encoder
 from vinppl.fit.starts import _half_growth, _next_horizon, find_start, fit_point
 from vinppl.guides import AmortisedGuide
 from vinppl.logdensity import LogDensity
-from vinppl.models import MassSpring, NoisyStates, NoisyStatesConfig
+from vinppl.models import MassSpring, NoisyStates, NoisyStatesConfig, Pendulum
 from vinppl.simulate import simulate
 
 CONFIG = NoisyStatesConfig(hidden_sizes=(16,))
@@ -155,6 +156,17 @@ def test_the_bound_of_an_amortised_guide_counts_the_jacobian() -> None:
             warnings.simplefilter("ignore")
             loss = bound.loss(prior, guide, data)
         assert loss == pytest.approx(encoder, abs=0.01), joint
+
+
+def test_a_motion_that_seems_to_begin_elsewhere_is_looked_for_there() -> None:
+    """Angles with a scatter of 3 rad put one start a whole turn off, which no climb from there undoes."""
+    data, truth = simulate(
+        system("pendulum"), num_trajectories=3, num_times=25, step_size=0.1, noise_scale=0.05, seed=1
+    )
+    angles = 3 * torch.randn(data.values.shape[:2], generator=torch.Generator().manual_seed(1))
+    noisy = replace(data, values=data.values + torch.stack([angles, torch.zeros_like(angles)], dim=-1))
+    start = find_start(Pendulum(noisy), noisy)
+    assert (start.values["initial_position"] - truth.q[:, 0]).abs().max() < 2
 
 
 def test_half_of_the_way_is_shorter() -> None:

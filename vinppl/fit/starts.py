@@ -20,6 +20,7 @@ from vinppl.discrepancy import DiscrepancyForce
 from vinppl.errors import ConvergenceWarning, NumericalWarning
 from vinppl.estimates import noise_estimate
 from vinppl.fit.ascent import ascend_along, ascend_part, climb, is_stationary, laplace_covariance, whitened
+from vinppl.fit.restarts import restarted
 from vinppl.guides import INITIAL_SITES
 from vinppl.logdensity import LogDensity
 
@@ -82,8 +83,10 @@ def find_start(
     """Climb to a mode of the posterior by L-BFGS over growing horizons.
 
     On the whole record the climb goes on in coordinates whitened by the curvature, where a
-    narrow and tilted posterior is round. The scales of unknown forces stay where they start and are then
-    set to their mode given the forces: the joint mode of a process and its scales is far from all draws.
+    narrow and tilted posterior is round. Where the density is compiled, climbs from scattered initial
+    states look for a better mode before that (see `vinppl.fit.restarts`). The scales of unknown forces
+    stay where they start and are then set to their mode given the forces: the joint mode of a process and
+    its scales is far from all draws.
 
     Args:
         model: Pyro model of one argument, the data.
@@ -105,6 +108,10 @@ def find_start(
     if density.native is not None:
         max_iterations = COMPILED_ITERATIONS
     free = _coordinates(density, [name for name in density.names if name not in scales])
+    if density.native is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Encountered NaN")
+            point = restarted(density, point, data, free)
     if scales:
         point = ascend_part(density, point, _coordinates(density, scales), max_iterations)
     covariance = None
