@@ -24,6 +24,7 @@ LAYERS = {
     "vinppl.distributions": 1,
     "vinppl.matern": 1,
     "vinppl.importance": 1,
+    "vinppl.interrupts": 1,
     "vinppl.lapses": 1,
     "vinppl.equations": 1,
     "vinppl.parameters": 2,

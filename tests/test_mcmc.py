@@ -208,7 +208,7 @@ from vinppl.fit import fit_mcmc
 def tell(progress):
     print(progress.chain, progress.count, flush=True)
 
-options = dataclasses.replace(SMALL, num_workers=int(sys.argv[3]), checkpoint_every=0.0)
+options = dataclasses.replace(SMALL, num_workers=int(sys.argv[3]), checkpoint_every=float(sys.argv[4]))
 fit_mcmc(*spring(), options, checkpoint=sys.argv[1], on_draw=tell)
 """
 
@@ -231,7 +231,7 @@ def test_killed_runs_resume_to_the_same_bits(
     whole: MCMCResult, victim: str, workers: int, after: int, tmp_path: Path
 ) -> None:
     arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), str(Path(__file__).parent), str(workers)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*arguments, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     for _ in range(after):
@@ -254,6 +254,35 @@ def test_killed_runs_resume_to_the_same_bits(
         assert "a chain's process ended without a result" in errors
     result = fit_mcmc(*spring(), SMALL, checkpoint=tmp_path)
     same(whole, result)
+
+
+@pytest.mark.parametrize(("workers", "to_all"), [(1, False), (2, False), (2, True)])
+def test_ctrl_c_saves_every_draw_that_was_done(
+    whole: MCMCResult, workers: int, to_all: bool, tmp_path: Path
+) -> None:
+    """It nearly always arrives inside of a draw; a terminal sends it to the chains' processes as well."""
+    arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), str(Path(__file__).parent), str(workers)]
+    process = subprocess.Popen(
+        [*arguments, "1000"],  # seconds until they would be saved anyhow
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    told = [process.stdout.readline().split() for _ in range(8)]
+    assert all(told), process.stderr.read()
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    counts = {
+        int(chain): int(count) for chain, count in [*told, *(line.split() for line in rest.splitlines())]
+    }
+    for chain, count in counts.items():
+        saved = torch.load(tmp_path / f"chain_{chain}.pt", weights_only=True)
+        assert saved["chain"]["count"] >= count
+    same(whole, fit_mcmc(*spring(), SMALL, checkpoint=tmp_path))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -6,11 +6,13 @@ import abc
 import hashlib
 import multiprocessing
 import os
+import signal
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import connection
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from vinppl._checks import require
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
 from vinppl.fit.nuts import DrawStats
+from vinppl.interrupts import INTERRUPTS
 from vinppl.logdensity import LogDensity
 
 if TYPE_CHECKING:
@@ -163,7 +166,7 @@ def check_same(state: Mapping[str, Any], kind: str, options: Mapping[str, Any], 
 def run_jobs(jobs: Sequence[ChainJob], workers: int) -> Generator[tuple[int, Message], None, None]:
     """Run chains, worker w those of `jobs[w::workers]`, and yield (index, message) as they come.
 
-    Closing the generator ends the chains at once.
+    Closing the generator ends the chains after the draw that each is at, and saves them.
 
     Raises:
         RuntimeError: if a chain fails, with the chain's own error.
@@ -223,14 +226,19 @@ def _run_in_processes(jobs: Sequence[ChainJob], workers: int) -> Generator[tuple
     finally:
         for process in processes:
             if open_jobs and process.is_alive():
-                process.terminate()
+                process.terminate()  # once its draw is done and saved
+        for process in processes:
             process.join(timeout=30)
+            process.kill()
 
 
 def _work(jobs: Sequence[ChainJob], messages: Any, parent: int) -> None:
     """Run chains one after another in a child process, for as long as its parent lives."""
     torch.set_num_threads(1)
     index = jobs[0].index
+    for number in INTERRUPTS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background
+            signal.signal(number, _end)
     try:
         for job in jobs:
             index = job.index
@@ -246,3 +254,10 @@ def _work(jobs: Sequence[ChainJob], messages: Any, parent: int) -> None:
         messages.send((index, error))
     except Exception:
         messages.send((index, traceback.format_exc()))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End a child process once: a terminal's Ctrl-C and its parent's termination are one."""
+    for each in INTERRUPTS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt

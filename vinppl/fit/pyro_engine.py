@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vinppl.fit.chains import ChainJob, MCMCProgress, Message
 from vinppl.fit.nuts import Chain, DrawStats
+from vinppl.interrupts import deferred_interrupts
 
 __all__ = ["PyroJob"]
 
@@ -34,19 +35,21 @@ class PyroJob(ChainJob):
         try:
             while chain.count < options.num_warmup + options.num_draws:
                 keep = not chain.warming_up
-                complete = False
-                at = time.monotonic()
-                drawn = chain.draw()
-                if keep:
-                    kept.add(chain.point, drawn, time.monotonic() - at)
-                complete = True
+                with deferred_interrupts():
+                    complete = False
+                    at = time.monotonic()
+                    drawn = chain.draw()
+                    if keep:
+                        kept.add(chain.point, drawn, time.monotonic() - at)
+                    complete = True
                 yield MCMCProgress(self.index, chain.count, drawn, kept.divergences)
                 if time.monotonic() - saved_at > options.checkpoint_every:
                     save()
                     saved_at = time.monotonic()
         finally:
             if complete:
-                save()
+                with deferred_interrupts():
+                    save()
         seconds = before + time.monotonic() - began
         yield self.finished(torch.stack(kept.points), kept.table(), seconds, kept.seconds)
 

@@ -33,6 +33,7 @@ from vinppl.errors import ConvergenceWarning, NonFiniteError, SolveError
 from vinppl.fit.amortised import AmortisedELBO, initial_amortised
 from vinppl.fit.starts import find_start, starting_values
 from vinppl.guides import AMORTISED, GUIDES, AmortisedGuide, FullRankGuide, GuideName, make_guide
+from vinppl.interrupts import deferred_interrupts
 from vinppl.nn import AbstractMLP
 
 if TYPE_CHECKING:
@@ -238,7 +239,8 @@ def fit_svi(
         _train(True, model, guide)
         try:
             while run.step < run.num_steps and not run.stopped_early:
-                run.advance()
+                with deferred_interrupts():
+                    run.advance()
                 run.seconds = elapsed_before + time.monotonic() - began
                 if on_step is not None:
                     on_step(run.report())
@@ -247,7 +249,8 @@ def fit_svi(
                     saved = time.monotonic()
         except BaseException:
             if run.consistent:
-                save()
+                with deferred_interrupts():
+                    save()
             raise
         finally:
             _train(False, model, guide)
