@@ -23,6 +23,7 @@ from torch import Tensor
 from vinppl.data import Trajectories
 from vinppl.errors import DataError, NumericalWarning
 from vinppl.fit import MCMCOptions, MCMCProgress, MCMCResult, find_start, fit_mcmc
+from vinppl.fit.mcmc import _geometry
 from vinppl.fit.nuts import Chain
 from vinppl.logdensity import LogDensity
 from vinppl.models import Duffing, FreeDynamics, FreeDynamicsConfig, MassSpring, Pendulum, PendulumConfig
@@ -254,6 +255,25 @@ def test_killed_runs_resume_to_the_same_bits(
         assert "a chain's process ended without a result" in errors
     result = fit_mcmc(*spring(), SMALL, checkpoint=tmp_path)
     same(whole, result)
+
+
+def test_coordinates_of_a_refinement_are_centred_where_draws_are() -> None:
+    """The mean of draws from two modes, at +-5, is where no draw is."""
+
+    def model(data: None) -> None:
+        x = pyro.sample("x", Normal(0.0, 10.0))
+        pyro.factor("modes", -0.5 * (x.square() - 25).square())
+
+    density = LogDensity(model, None)
+    eye = torch.eye(1)
+    spread = torch.linspace(-0.2, 0.2, 50).unsqueeze(-1)
+    apart = torch.stack([5 + spread, -5 + spread])
+    lp = torch.stack([torch.stack([density(u) for u in chain]) for chain in apart])
+    centre, factor = _geometry(density, apart, lp, torch.zeros(1), eye)
+    assert abs(abs(float(centre)) - 5) < 0.1
+    assert float(factor) == pytest.approx(5, rel=0.05)
+    one, _ = _geometry(density, apart[:1], lp[:1], torch.zeros(1), eye)
+    assert float(one) == pytest.approx(5, abs=1e-5)  # the mean, where that is a likely place
 
 
 @pytest.mark.parametrize(("workers", "to_all"), [(1, False), (2, False), (2, True)])

@@ -13,24 +13,73 @@ from dataclasses import asdict, dataclass
 from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
 from vinppl.fit.nuts import DrawStats
 from vinppl.interrupts import INTERRUPTS
 from vinppl.logdensity import LogDensity
 
-if TYPE_CHECKING:
-    from vinppl.fit.mcmc import MCMCOptions
-
-__all__ = ["ChainJob", "MCMCProgress", "check_same", "run_jobs"]
+__all__ = ["ChainJob", "MCMCOptions", "MCMCProgress", "check_same", "run_jobs"]
 
 FREE = ("checkpoint_every", "num_workers", "num_draws", "num_chains")
 """Options that may change when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class MCMCOptions:
+    """Options of NUTS.
+
+    Attributes:
+        num_chains: independent chains; R-hat needs at least two.
+        num_warmup: adapting draws per chain, not kept.
+        num_draws: kept draws per chain.
+        target_accept: target acceptance probability; raise it against divergences.
+        max_tree_depth: doublings of a trajectory at most.
+        dense_mass: adapt a dense mass matrix instead of a diagonal one; nutpie adapts a diagonal one and
+            the few directions that stand out from it.
+        start: `mode` climbs to a mode over growing horizons and whitens by the curvature there;
+            `values` takes the model's rough estimates; `prior` the prior medians.
+        spread: starting points scatter around the start by this many posterior standard
+            deviations (with `mode`) or unconstrained units.
+        num_workers: processes; `None` takes one per chain up to the number of cores.
+        seed: of everything random; chain i uses its own stream. The draws are those of the seed and
+            the engine, however many processes there are.
+        checkpoint_every: seconds between checkpoints of a chain (Pyro's engine).
+        engine: `pyro` saves a chain at every draw that it may be resumed from. `nutpie` is NUTS in
+            Rust, made for compiled densities; it saves finished chains, and starts unfinished ones
+            again. `auto` takes nutpie where the density is compiled and nutpie installed.
+        max_refinements: runs that nutpie's engine may repeat, from the start, if draws diverged or
+            chains disagree: in coordinates whitened by the draws before, with a target acceptance
+            probability three quarters nearer to one.
+    """
+
+    num_chains: int = 4
+    num_warmup: int = 500
+    num_draws: int = 1000
+    target_accept: float = 0.9
+    max_tree_depth: int = 10
+    dense_mass: bool = True
+    start: Literal["mode", "values", "prior"] = "mode"
+    spread: float = 1.0
+    num_workers: int | None = None
+    seed: int = 0
+    checkpoint_every: float = 20.0
+    engine: Literal["auto", "pyro", "nutpie"] = "auto"
+    max_refinements: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_chains", 1), ("num_warmup", 1), ("num_draws", 1), ("max_tree_depth", 1)):
+            require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
+        require(0 < self.target_accept < 1, "target_accept must lie between 0 and 1", self.target_accept)
+        require(self.spread >= 0, "spread must not be negative", self.spread)
+        require_choice("start", self.start, ("mode", "values", "prior"))
+        require_choice("engine", self.engine, ("auto", "pyro", "nutpie"))
+        require(self.max_refinements >= 0, "max_refinements must not be negative", self.max_refinements)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from vinppl._checks import require, require_choice
 from vinppl.checkpoint import load_checkpoint, save_checkpoint
 from vinppl.diagnostics import MAX_RHAT, Convergence, convergence
 from vinppl.draws import Draws, prototype, seeded, without_singletons
 from vinppl.errors import ConvergenceWarning
 from vinppl.fit import nutpie_engine
-from vinppl.fit.chains import ChainJob, MCMCProgress, check_same, run_jobs
+from vinppl.fit.chains import ChainJob, MCMCOptions, MCMCProgress, check_same, run_jobs
 from vinppl.fit.nutpie_engine import NutpieJob
 from vinppl.fit.nuts import DrawStats
 from vinppl.fit.pyro_engine import PyroJob
@@ -39,58 +38,6 @@ LOST = 20.0
 
 MIN_JUDGED = 100
 """Draws of a chain below which a run is a trial, whose convergence is not judged."""
-
-
-@dataclass(frozen=True)
-class MCMCOptions:
-    """Options of NUTS.
-
-    Attributes:
-        num_chains: independent chains; R-hat needs at least two.
-        num_warmup: adapting draws per chain, not kept.
-        num_draws: kept draws per chain.
-        target_accept: target acceptance probability; raise it against divergences.
-        max_tree_depth: doublings of a trajectory at most.
-        dense_mass: adapt a dense mass matrix instead of a diagonal one; nutpie adapts a diagonal one and
-            the few directions that stand out from it.
-        start: `mode` climbs to a mode over growing horizons and whitens by the curvature there;
-            `values` takes the model's rough estimates; `prior` the prior medians.
-        spread: starting points scatter around the start by this many posterior standard
-            deviations (with `mode`) or unconstrained units.
-        num_workers: processes; `None` takes one per chain up to the number of cores.
-        seed: of everything random; chain i uses its own stream. The draws are those of the seed and
-            the engine, however many processes there are.
-        checkpoint_every: seconds between checkpoints of a chain (Pyro's engine).
-        engine: `pyro` saves a chain at every draw that it may be resumed from. `nutpie` is NUTS in
-            Rust, made for compiled densities; it saves finished chains, and starts unfinished ones
-            again. `auto` takes nutpie where the density is compiled and nutpie installed.
-        max_refinements: runs that nutpie's engine may repeat, from the start, if draws diverged or
-            chains disagree: in coordinates whitened by the draws before, with a target acceptance
-            probability three quarters nearer to one.
-    """
-
-    num_chains: int = 4
-    num_warmup: int = 500
-    num_draws: int = 1000
-    target_accept: float = 0.9
-    max_tree_depth: int = 10
-    dense_mass: bool = True
-    start: Literal["mode", "values", "prior"] = "mode"
-    spread: float = 1.0
-    num_workers: int | None = None
-    seed: int = 0
-    checkpoint_every: float = 20.0
-    engine: Literal["auto", "pyro", "nutpie"] = "auto"
-    max_refinements: int = 2
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_chains", 1), ("num_warmup", 1), ("num_draws", 1), ("max_tree_depth", 1)):
-            require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
-        require(0 < self.target_accept < 1, "target_accept must lie between 0 and 1", self.target_accept)
-        require(self.spread >= 0, "spread must not be negative", self.spread)
-        require_choice("start", self.start, ("mode", "values", "prior"))
-        require_choice("engine", self.engine, ("auto", "pyro", "nutpie"))
-        require(self.max_refinements >= 0, "max_refinements must not be negative", self.max_refinements)
 
 
 @dataclass
@@ -192,7 +139,7 @@ def fit_mcmc(
             problem = _problem(result, options)
             if not problem or not remaining:
                 break
-            centre, factor = _geometry(points, result.stats["lp"], centre, factor)
+            centre, factor = _geometry(density, points, result.stats["lp"], centre, factor)
             folder = None if folder is None else folder / "refined"
             options = replace(options, target_accept=1 - 0.25 * (1 - options.target_accept))
     result.problem = problem
@@ -248,24 +195,34 @@ def _sample(
     return points, result
 
 
-def _geometry(points: Tensor, lp: Tensor, centre: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+def _geometry(
+    density: LogDensity, points: Tensor, lp: Tensor, centre: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return centre and factor that whiten the draws of a run, but for chains that were lost.
 
+    The centre is the mean of the draws, or the best of them where the mean is less likely than any: between
+    two modes, or inside of a bend.
+
     Args:
+        density: log density of the unconstrained vector.
         points: draws in the coordinates of `centre` and `factor`, `(chain, draw, size)`.
         lp: their log densities, `(chain, draw)`.
         centre: of those coordinates.
         factor: likewise.
     """
     level = lp.double().mean(1)
-    kept = points[level > level.max() - LOST].flatten(0, 1)
+    chosen = level > level.max() - LOST
+    kept, lp = points[chosen].flatten(0, 1), lp[chosen].flatten()
     covariance = torch.cov(kept.mT).reshape(len(centre), len(centre))
     scale = covariance.diagonal().sqrt().clamp_min(1e-8)
     correlation = covariance / scale.outer(scale) + 1e-6 * torch.eye(len(scale), dtype=scale.dtype)
     inner, failed = torch.linalg.cholesky_ex(correlation)
     if int(failed) or not bool(torch.isfinite(inner).all()):
         return centre, factor
-    return centre + factor @ kept.mean(0), factor @ (scale.unsqueeze(-1) * inner)
+    middle = centre + factor @ kept.mean(0)
+    if not float(density.value_and_gradient(middle)[0]) >= float(lp.min()):
+        middle = centre + factor @ kept[lp.argmax()]
+    return middle, factor @ (scale.unsqueeze(-1) * inner)
 
 
 def _run(
