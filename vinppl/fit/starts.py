@@ -32,7 +32,7 @@ __all__ = ["Start", "find_start", "fit_point", "starting_values"]
 COMPILED_ITERATIONS = 500
 """L-BFGS iterations where an evaluation costs microseconds."""
 
-FIRST_HORIZONS = (25, 12)
+FIRST_HORIZONS = (25, 12, 6, 4)
 """Samples that are fitted first: fewer, where from the first number on all is explained as noise."""
 
 GROWTH = 2.5
@@ -167,11 +167,13 @@ def _explain(
         expected = -float((share * scatter.log()).sum() / share.sum()) - 0.5 * math.log(2 * math.pi * math.e)
     best: tuple[float, LogDensity, Tensor] | None = None
     for first in FIRST_HORIZONS:
+        if best is not None and first >= data.num_times:
+            continue
         density, point = _grow(model, data, values, max_iterations, soften, held, first)
         found = float(density(point).detach()) / max(1, data.num_observed)
         if best is None or found > best[0]:
             best = found, density, point
-        if best[0] > expected - MAX_LOSS or data.num_times <= FIRST_HORIZONS[-1]:
+        if best[0] > expected - MAX_LOSS:
             break
     assert best is not None
     return best[1], best[2]
