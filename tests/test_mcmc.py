@@ -296,10 +296,8 @@ def test_ctrl_c_saves_every_draw_that_was_done(
     (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
-    counts = {
-        int(chain): int(count) for chain, count in [*told, *(line.split() for line in rest.splitlines())]
-    }
-    for chain, count in counts.items():
+    told += [line.split() for line in rest.splitlines()]
+    for chain, count in {int(chain): int(count) for chain, count in told}.items():
         saved = torch.load(tmp_path / f"chain_{chain}.pt", weights_only=True)
         assert saved["chain"]["count"] >= count
     same(whole, fit_mcmc(*spring(), SMALL, checkpoint=tmp_path))

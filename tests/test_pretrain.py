@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import replace
 
 import pyro
 import pytest
@@ -164,7 +163,9 @@ def test_a_motion_that_seems_to_begin_elsewhere_is_looked_for_there() -> None:
         system("pendulum"), num_trajectories=3, num_times=25, step_size=0.1, noise_scale=0.05, seed=1
     )
     angles = 3 * torch.randn(data.values.shape[:2], generator=torch.Generator().manual_seed(1))
-    noisy = replace(data, values=data.values + torch.stack([angles, torch.zeros_like(angles)], dim=-1))
+    noisy = dataclasses.replace(
+        data, values=data.values + torch.stack([angles, torch.zeros_like(angles)], dim=-1)
+    )
     start = find_start(Pendulum(noisy), noisy)
     assert (start.values["initial_position"] - truth.q[:, 0]).abs().max() < 2
 

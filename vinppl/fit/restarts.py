@@ -70,8 +70,9 @@ def restarted(density: LogDensity, point: Tensor, data: Trajectories, free: Tens
         if i % 2:
             begin[others] += scatter(len(others))
         found, before = ascend_part(density, begin, free, MAX_ITERATIONS), top
-        if _value(density, found) > top + LEAST_GAIN:
-            best, top = found, _value(density, found)
+        height = _value(density, found)
+        if height > top + LEAST_GAIN:
+            best, top = found, height
         for states in places:
             mixed = best.clone()
             mixed[states] = found[states]

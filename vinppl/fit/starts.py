@@ -105,12 +105,9 @@ def find_start(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # a path ran away: the search turns back
         density, point = _explain(model, data, values, max_iterations, soften, scales)
-    if density.native is not None:
-        max_iterations = COMPILED_ITERATIONS
-    free = _coordinates(density, [name for name in density.names if name not in scales])
-    if density.native is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Encountered NaN")
+        free = _coordinates(density, [name for name in density.names if name not in scales])
+        if density.native is not None:
+            max_iterations = COMPILED_ITERATIONS
             point = restarted(density, point, data, free)
     if scales:
         point = ascend_part(density, point, _coordinates(density, scales), max_iterations)
