@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 from tyro.conf import DisallowNone, arg
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choices
 from vinppl.calibration.engines import NUTS, SVI, Engine, EngineName, fix_parameters, point_parameters
 from vinppl.calibration.predictive import POOLED, average_scores, horizon_scores
 from vinppl.calibration.ranks import judge_ranks
@@ -47,7 +47,7 @@ from vinppl.loading import build_model
 from vinppl.plotting import save_figure
 from vinppl.simulate import simulate
 from vinppl.systems import system
-from vinppl.trials import Trial, TrialResult, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, TrialResult, run_study, table, write_table
 
 STEP = 0.1
 NUM_RANKED = 63  # posterior draws that a truth is ranked among
@@ -57,11 +57,10 @@ HORIZONS = 4  # parts of the forecast, each of half the fitted time
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of a calibration run.
 
     Attributes:
-        out: folder for everything it writes.
         cases: models of the suite to check; all by default.
         engines: nuts, or SVI by the name of its guide, as it is and put right by importance sampling.
         model: a model instead of the suite's: a name, package.module:Name, or path/to/file.py:Name.
@@ -79,10 +78,7 @@ class Config:
         num_draws: kept draws of each chain.
         num_steps: steps of SVI, which starts at a mode with the curvature there.
         num_neural_steps: those of it for neural models, whose weights have a curvature that says less.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
         finished: judge the simulations that OUT holds, and run no others.
-        quick: few simulations of one model, few steps: to try the machinery.
     """
 
     out: Path = Path("runs/calibration")
@@ -102,14 +98,10 @@ class Config:
     num_draws: int = NUTS.num_draws
     num_steps: int = 60
     num_neural_steps: int = 600
-    num_workers: int = 0
-    scheduler: str = ""
     finished: bool = False
-    quick: bool = False
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cases) - set(CASES))
-        require(not unknown, f"cases must be among {', '.join(CASES)}", ", ".join(unknown))
+        require_choices("cases", self.cases, CASES)
         require(not (self.model and self.cases), "give either model or cases", "both")
         require(bool(self.model) or self.data is None, "data need a model", "no model")
         require(self.num_fitted >= 5, "num_fitted must be at least 5", self.num_fitted)
@@ -176,18 +168,8 @@ def main(config: Config) -> None:
     if config.quick:
         config = quick(config)
     began = time.monotonic()
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    results = run_study(trial, trials(config), config, version=VERSION)
     rows, failed = table(results), failures(results)
-    if rows.empty:
-        raise RuntimeError(f"no simulation has a result; what went wrong is in {config.out / 'failures'}")
     command = f"python inference/calibrate.py {' '.join(sys.argv[1:])}"
     seeds = range(1 + int(rows["seed"].max()))
     judged, coverage, fits = judge(rows, failed), coverages(rows), summary_of_fits(rows, failed)

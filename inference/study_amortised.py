@@ -58,7 +58,7 @@ from vinppl.posterior import prior_draws
 from vinppl.refinement import refine
 from vinppl.simulate import simulate
 from vinppl.systems import system
-from vinppl.trials import Trial, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, run_study, table, write_table
 
 STEP = 0.1
 FITTED = 20  # samples of a trajectory
@@ -71,11 +71,10 @@ COVERAGES = [f"coverage_{100 * level:g}" for level in LEVELS]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of the study.
 
     Attributes:
-        out: folder for everything it writes.
         num_seeds: data sets of each known-form model.
         num_neural: trained networks for each system.
         num_trained: trajectories that a network is trained on.
@@ -83,9 +82,6 @@ class Config:
         num_draws: predictive draws.
         num_steps: of SVI for known-form models, which start at a mode with the curvature there.
         num_neural_steps: of SVI for networks.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: one seed, few steps and draws: to try the machinery.
     """
 
     out: Path = Path("runs/amortised")
@@ -96,9 +92,6 @@ class Config:
     num_draws: int = 400
     num_steps: int = 60
     num_neural_steps: int = 1000
-    num_workers: int = 0
-    scheduler: str = ""
-    quick: bool = False
 
 
 def main(config: Config) -> None:
@@ -107,22 +100,10 @@ def main(config: Config) -> None:
         small = {"num_seeds": 1, "num_neural": 1, "num_trained": 6, "num_new": 3}
         config = replace(config, **small, num_draws=100, num_steps=10, num_neural_steps=10)
     began = time.monotonic()
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    results = run_study(trial, trials(config), config, version=VERSION)
     rows = table(results)
-    if rows.empty:
-        raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
-    command, path = (
-        f"python inference/study_amortised.py {' '.join(sys.argv[1:])}",
-        config.out / "amortisation.csv",
-    )
+    command = f"python inference/study_amortised.py {' '.join(sys.argv[1:])}"
+    path = config.out / "amortisation.csv"
     frame = summary(rows)
     write_table(frame, path, command=command, seeds=range(config.num_seeds))
     print(frame[frame["horizon"] == POOLED].to_string(index=False, float_format="%.3g"))

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vinppl._checks import require_choices
 from vinppl.cli import run_script
 from vinppl.data import Trajectories
 from vinppl.diagnostics import convergence
@@ -46,7 +47,7 @@ from vinppl.models import Duffing, HenonHeiles, MassSpring, Pendulum
 from vinppl.posterior import from_mcmc
 from vinppl.state import PhaseState, Trajectory
 from vinppl.systems import AbstractSystem, system
-from vinppl.trials import Trial, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, run_study, table, write_table
 
 STEP = 0.1
 
@@ -95,18 +96,14 @@ ENERGY = 0.16
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of the study.
 
     Attributes:
-        out: folder for everything it writes.
         systems: systems to run; all by default.
         num_seeds: repetitions, each with records of its own.
         num_records: records of a chaotic system; of the others, a quarter.
         num_draws: predictive draws.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: one seed, few records and draws, short paths: to try the machinery.
     """
 
     out: Path = Path("runs/growth")
@@ -114,9 +111,6 @@ class Config:
     num_seeds: int = 3
     num_records: int = 24
     num_draws: int = 200
-    num_workers: int = 0
-    scheduler: str = ""
-    quick: bool = False
 
 
 def main(config: Config) -> None:
@@ -124,21 +118,9 @@ def main(config: Config) -> None:
     if config.quick:
         config = replace(config, num_seeds=1, num_records=4, num_draws=60)
     began = time.monotonic()
-    unknown = sorted(set(config.systems) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"systems must be among {', '.join(SETTINGS)}; got {', '.join(unknown)}")
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    require_choices("systems", config.systems, SETTINGS)
+    results = run_study(trial, trials(config), config, version=VERSION)
     rows = table(results)
-    if rows.empty:
-        raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
     command = f"python inference/study_growth.py {' '.join(sys.argv[1:])}"
     path = config.out / "uncertainty_growth.csv"
     write_table(rows.drop(columns="verdict"), path, command=command, seeds=range(config.num_seeds))

@@ -34,6 +34,7 @@ from scipy import stats
 from torch import Tensor
 
 from vinppl import scores
+from vinppl._checks import require_choices
 from vinppl.assimilation import Assimilated, assimilate
 from vinppl.cli import run_script
 from vinppl.data import Trajectories
@@ -54,7 +55,7 @@ from vinppl.plotting import save_figure
 from vinppl.simulate import simulate
 from vinppl.study_plots import plot_example_forecasts, plot_scores_by_horizon
 from vinppl.systems import system
-from vinppl.trials import Trial, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, run_study, table, write_table
 
 STEP, NOISE = 0.1, 0.33
 MEASURED = 30  # samples of every trajectory
@@ -63,20 +64,16 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of the study.
 
     Attributes:
-        out: folder for everything it writes.
         models: models to run; all by default.
         sizes: numbers of training trajectories.
         num_seeds: repetitions, each with data of its own.
         num_variant_seeds: repetitions of the variants (see `Kind`).
         num_test: new trajectories to forecast.
         num_draws: predictive draws.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: one seed, few trajectories and draws, small networks: to try the machinery.
     """
 
     out: Path = Path("runs/noisy")
@@ -86,9 +83,6 @@ class Config:
     num_variant_seeds: int = 3
     num_test: int = 20
     num_draws: int = 200
-    num_workers: int = 0
-    scheduler: str = ""
-    quick: bool = False
 
 
 def main(config: Config) -> None:
@@ -96,21 +90,9 @@ def main(config: Config) -> None:
     if config.quick:
         config = replace(config, sizes=(5,), num_seeds=1, num_variant_seeds=1, num_test=4, num_draws=80)
     began = time.monotonic()
-    unknown = sorted(set(config.models) - set(MODELS))
-    if unknown:
-        raise ValueError(f"models must be among {', '.join(MODELS)}; got {', '.join(unknown)}")
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    require_choices("models", config.models, MODELS)
+    results = run_study(trial, trials(config), config, version=VERSION)
     rows = table(results)
-    if rows.empty:
-        raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
     examples = rows[rows["span"] == EXAMPLE].dropna(axis="columns", how="all")
     frame = with_skill(rows[rows["span"] != EXAMPLE])
     command = f"python inference/study_noisy.py {' '.join(sys.argv[1:])}"

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from vinppl import scores
+from vinppl._checks import require_choices
 from vinppl.cli import run_script
 from vinppl.data import Trajectories
 from vinppl.film_forecast import FilmForecast, forecast_films
@@ -46,7 +47,7 @@ from vinppl.plotting import save_figure
 from vinppl.render import simulate_clips
 from vinppl.state import PhaseState, Trajectory
 from vinppl.study_plots import plot_embeddings, plot_films, plot_phase_portraits
-from vinppl.trials import Trial, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, run_study, table, write_table
 
 STEP = 0.1
 TRAINED, CONTEXT, LONGEST = 60, 10, 200  # frames
@@ -57,46 +58,26 @@ NUM_TEST = 20
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of the study.
 
     Attributes:
-        out: folder for everything it writes.
         models: models to run; all by default.
         num_seeds: repetitions, each with films of its own.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: one seed, small networks and few steps: to try the machinery.
     """
 
     out: Path = Path("runs/pixels")
     models: tuple[str, ...] = ()
     num_seeds: int = 10
-    num_workers: int = 0
-    scheduler: str = ""
-    quick: bool = False
 
 
 def main(config: Config) -> None:
     """Run what is missing, then write the table and draw the figures."""
     if config.quick:
         config = replace(config, num_seeds=1)
-    known = [*MODELS, *EMBEDDINGS]
-    unknown = sorted(set(config.models) - set(known))
-    if unknown:
-        raise ValueError(f"models must be among {', '.join(known)}; got {', '.join(unknown)}")
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    require_choices("models", config.models, [*MODELS, *EMBEDDINGS])
+    results = run_study(trial, trials(config), config, version=VERSION)
     rows = table(results)
-    if rows.empty:
-        raise RuntimeError(f"no trial has a result; what went wrong is in {config.out / 'failures'}")
     examples = rows[rows["protocol"] == EXAMPLE].reindex(columns=EXAMPLE_COLUMNS)
     frame = rows[rows["protocol"] != EXAMPLE].reindex(columns=COLUMNS)
     command = f"python inference/study_pixels.py {' '.join(sys.argv[1:])}"

@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from scipy.signal import butter, resample, sosfiltfilt
 
 from vinppl import scores
+from vinppl._checks import require_choices
 from vinppl.assimilation import assimilate
 from vinppl.cli import run_script
 from vinppl.data import ColumnSpec, Trajectories, read_trajectories
@@ -61,7 +62,7 @@ from vinppl.models import (
 )
 from vinppl.simulate import simulate
 from vinppl.systems import system
-from vinppl.trials import Trial, print_progress, run_trials, table, write_table
+from vinppl.trials import StudyOptions, Trial, run_study, table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = "2"
@@ -72,26 +73,19 @@ ARROW = 40_000  # samples
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyOptions):
     """Options of the study.
 
     Attributes:
-        out: folder for everything it writes.
         data: folder of the measured data, with the folders schmidt_lipson, emps and silverbox.
         systems: systems to run; all by default.
         num_seeds: repetitions, each with chains (and simulated data) of its own.
-        num_workers: processes on this machine; 0 takes one for each core.
-        scheduler: address of a dask scheduler to send the trials to; empty runs them here.
-        quick: one seed, short chains on parts of the data: to try the machinery.
     """
 
     out: Path = Path("runs/real")
     data: Path = ROOT.parent / "shared" / "data"
     systems: tuple[str, ...] = ()
     num_seeds: int = 3
-    num_workers: int = 0
-    scheduler: str = ""
-    quick: bool = False
 
 
 def main(config: Config) -> None:
@@ -99,23 +93,9 @@ def main(config: Config) -> None:
     began = time.monotonic()
     if config.quick:
         config = replace(config, num_seeds=1)
-    unknown = sorted(set(config.systems) - set(SYSTEMS))
-    if unknown:
-        raise ValueError(f"systems must be among {', '.join(SYSTEMS)}; got {', '.join(unknown)}")
-    results = run_trials(
-        trial,
-        trials(config),
-        config.out,
-        version=VERSION,
-        scheduler=config.scheduler or None,
-        num_workers=config.num_workers or None,
-        on_result=print_progress,
-    )
+    require_choices("systems", config.systems, SYSTEMS)
+    results = run_study(trial, trials(config), config, version=VERSION)
     frame = table(results).drop(columns=["trial", "data", "quick"], errors="ignore")
-    if frame.empty:
-        raise RuntimeError(
-            f"no trial has a result; what went wrong, if any ran, is in {config.out / 'failures'}"
-        )
     path = config.out / "real_systems.csv"
     command = f"python inference/study_real.py {' '.join(sys.argv[1:])}"
     write_table(frame, path, command=command, seeds=range(config.num_seeds))

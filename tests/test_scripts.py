@@ -154,6 +154,9 @@ def test_help_explains_every_option(tmp_path: Path) -> None:
         for phrase in SCRIPTS[name]:
             assert phrase in out, f"{name} --help does not say {phrase!r}"
         assert f"python inference/{name}" in out  # a recipe
+        # A table keeps its lines.
+        description, _, _ = out.partition("╭─")
+        assert not re.search(r"(?m)^\S.* {3}", description), f"{name} --help flows a table together"
         # Every option is followed by words of explanation and not just by its default.
         for option, text in re.findall(r"(?m)^│ (--[\w.-]+)([^│]*│(?:\n│ {5,}[^│]*│)*)", out):
             words = re.sub(r"\(default: .*?\)|\(required\)|[│\n]|\{.*?\}|\[.*?\]\]|[A-Z]{3,}", " ", text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["describe", "require", "require_choice"]
+__all__ = ["describe", "require", "require_choice", "require_choices"]
 
 
 def describe(value: Any) -> str:
@@ -43,3 +43,9 @@ def require(
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
     require(value in choices, f"{name} must be one of {', '.join(sorted(choices))}", value)
+
+
+def require_choices(name: str, values: Iterable[str], choices: Collection[str]) -> None:
+    """Raise `ValueError` unless each of `values` is one of `choices`."""
+    unknown = sorted(set(values) - set(choices))
+    require(not unknown, f"{name} must be among {', '.join(choices)}", ", ".join(unknown))

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import traceback
 import typing
 import warnings
@@ -268,7 +269,10 @@ def _parse(config_type: type, doc: str | None, arguments: list[str]) -> Any:
     try:
         with contextlib.nullcontext() if asks_for_help else _framed_messages(captured):
             return tyro.cli(
-                config_type, description=doc, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+                config_type,
+                description=_with_tables(doc or ""),
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -276,6 +280,14 @@ def _parse(config_type: type, doc: str | None, arguments: list[str]) -> Any:
         _fail(_unboxed(captured.getvalue()), 2)
     except (ValueError, TypeError) as error:
         _fail(str(error), 2)
+
+
+def _with_tables(doc: str) -> str:
+    """Return a description with its tables indented: tyro flows lines together that begin with a letter."""
+    paragraphs = doc.split("\n\n")
+    tables = (re.search(r"^\S.* {3}", paragraph, re.MULTILINE) for paragraph in paragraphs)
+    pairs = zip(paragraphs, tables, strict=True)
+    return "\n\n".join(textwrap.indent(text, "    ") if is_table else text for text, is_table in pairs)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choices
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces version 1 by a FutureWarning on the first import of a day.
@@ -346,8 +346,7 @@ def require_group(result: Any, name: str, why: str, fix: str = "") -> xr.Dataset
 
 
 def _as_arrays(groups: Mapping[str, Mapping[str, ArrayLike]]) -> Groups:
-    unknown = sorted(set(groups) - set(GROUPS))
-    require(not unknown, f"groups must be among {', '.join(GROUPS)}", ", ".join(unknown))
+    require_choices("groups", groups, GROUPS)
     arrays = {
         group: {name: _as_array(group, name, value) for name, value in groups[group].items()}
         for group in GROUPS

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choices
 from vinppl.growth import WORDS, growth_of, mean_growth
 from vinppl.plotting import COLOURS, DPI, GREY, WIDTH, DisplayedFigure, columns_that_fit, current_width, tidy
 
@@ -68,8 +68,7 @@ def plot_uncertainty_growth(
     mean = mean_growth(growth, trajectory if trajectory is not None or same else 0)
     names = [str(name) for name in mean["channel"].values]
     chosen = list(channels or names)
-    unknown = [name for name in chosen if name not in names]
-    require(not unknown, f"channels must be among {', '.join(names)}", ", ".join(unknown))
+    require_choices("channels", chosen, names)
     has_law = "separation" in growth
     rows = len(chosen) + has_law
     beside = columns_that_fit(2)

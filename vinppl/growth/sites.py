@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vinppl._checks import require
+from vinppl._checks import require, require_choices
 
 __all__ = ["PARTS", "in_order", "part_of", "parts_of"]
 
@@ -49,8 +49,7 @@ def parts_of(sites: Sequence[str], given: Mapping[str, Sequence[str]] | None = N
     """
     given = given or {}
     listed = [site for chosen in given.values() for site in chosen]
-    unknown = sorted(set(listed) - set(sites))
-    require(not unknown, f"sites of parts must be among {', '.join(sites)}", ", ".join(unknown))
+    require_choices("sites of parts", listed, sites)
     require(len(set(listed)) == len(listed), "a site must belong to one part", ", ".join(sorted(listed)))
     rest = [site for site in sites if site not in listed]
     found = {part: [site for site in rest if part_of(site) == part] for part in (*PARTS, "other")}

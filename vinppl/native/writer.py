@@ -68,6 +68,7 @@ class Writer:
 
     Attributes:
         module: as given.
+        lanes: as given.
         b: writes its instructions.
         memory: of the workspace, in elements of all lanes.
         kept: the arrays that a rollout keeps for its adjoint, by their names.
@@ -75,16 +76,11 @@ class Writer:
 
     def __init__(self, module: DensityModule, name: str, lanes: int) -> None:
         self.module = module
-        self._name, self._lanes = name, lanes
+        self.lanes, self._name = lanes, name
         self._begin(name)
         self.memory = Memory()
         self.kept: dict[Node, dict[str, int]] = {}
         self._buffers: dict[Node, Buffer] = {}
-
-    @property
-    def lanes(self) -> int:
-        """Chains side by side."""
-        return self._lanes
 
     def go_on(self) -> None:
         """Go on in another function, which this one ends by calling, if it is long already."""
@@ -99,7 +95,7 @@ class Writer:
     def _begin(self, name: str) -> None:
         """Begin a function."""
         self.b = FunctionBuilder(
-            self.module.llvm, name, [POINTER] * 6, lanes=self._lanes, precision=DOUBLE, internal=True
+            self.module.llvm, name, [POINTER] * 6, lanes=self.lanes, precision=DOUBLE, internal=True
         )
         self.x, self.value, self.gradient, self.constants, self.tables, self.workspace = self.b.arguments
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vinppl._checks import require, require_choice
+from vinppl._checks import require_choice, require_choices
 from vinppl.systems.base import AbstractSystem
 from vinppl.systems.celestial import HenonHeiles, Kepler
 from vinppl.systems.chain import CoupledOscillators
@@ -61,6 +61,5 @@ def system(name: str, **parameters: Any) -> AbstractSystem:
     """
     require_choice("name of a system", name, SYSTEMS)
     known = [field.name for field in dataclasses.fields(SYSTEMS[name])]
-    unknown = sorted(set(parameters) - set(known))
-    require(not unknown, f"parameters of {name} must be among {', '.join(known)}", ", ".join(unknown))
+    require_choices(f"parameters of {name}", parameters, known)
     return SYSTEMS[name](**parameters)
