@@ -34,7 +34,14 @@ import torch
 from tyro.conf import DisallowNone, arg
 
 from vinppl._checks import require, require_choices
-from vinppl.calibration.engines import NUTS, SVI, Engine, EngineName, fix_parameters, point_parameters
+from vinppl.calibration.engines import (
+    NUTS,
+    Engine,
+    EngineName,
+    few_steps,
+    fix_parameters,
+    point_parameters,
+)
 from vinppl.calibration.predictive import POOLED, average_scores, horizon_scores
 from vinppl.calibration.ranks import judge_ranks
 from vinppl.calibration.sbc import calibration_run
@@ -77,7 +84,7 @@ class Config(StudyOptions):
         num_warmup: adapting draws of each of the two chains of NUTS.
         num_draws: kept draws of each chain.
         num_steps: steps of SVI, which starts at a mode with the curvature there.
-        num_neural_steps: those of it for neural models, whose weights have a curvature that says less.
+        num_neural_steps: those of it for neural models, whose weights may lie far from the mode.
         finished: judge the simulations that OUT holds, and run no others.
     """
 
@@ -96,8 +103,8 @@ class Config(StudyOptions):
     max_size: float = 100.0
     num_warmup: int = NUTS.num_warmup
     num_draws: int = NUTS.num_draws
-    num_steps: int = 60
-    num_neural_steps: int = 600
+    num_steps: int = 150
+    num_neural_steps: int = 300
     finished: bool = False
 
     def __post_init__(self) -> None:
@@ -237,7 +244,7 @@ def engine_options(config: Config, engine: EngineName, *, neural: bool) -> dict[
     if engine == "nuts":
         return dataclasses.asdict(replace(NUTS, num_warmup=config.num_warmup, num_draws=config.num_draws))
     num_steps = config.num_neural_steps if neural else config.num_steps
-    return dataclasses.asdict(replace(SVI, num_steps=num_steps, check_every=num_steps // CHECKS))
+    return dataclasses.asdict(replace(few_steps(engine), num_steps=num_steps, check_every=num_steps // CHECKS))
 
 
 # One simulation
