@@ -243,8 +243,8 @@ def engine_options(config: Config, engine: EngineName, *, neural: bool) -> dict[
     """Return the options of an engine as plain values."""
     if engine == "nuts":
         return dataclasses.asdict(replace(NUTS, num_warmup=config.num_warmup, num_draws=config.num_draws))
-    num_steps = config.num_neural_steps if neural else config.num_steps
-    return dataclasses.asdict(replace(few_steps(engine), num_steps=num_steps, check_every=num_steps // CHECKS))
+    steps = config.num_neural_steps if neural else config.num_steps
+    return dataclasses.asdict(replace(few_steps(engine), num_steps=steps, check_every=steps // CHECKS))
 
 
 # One simulation

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from example_data import simulated
 from linear_gaussian import SITES, KnownSpring, exact_draws, grid
 
-from vinppl.calibration.engines import Engine, EngineName, fix_parameters, point_parameters
+from vinppl.calibration.engines import (
+    Engine,
+    EngineName,
+    few_steps,
+    fix_parameters,
+    point_parameters,
+)
 from vinppl.calibration.prior import simulate_from_prior
 from vinppl.calibration.sbc import calibration_run
 from vinppl.calibration.weighted import WeightedDraws
 from vinppl.data import Trajectories
 from vinppl.draws import predict
-from vinppl.fit import MCMCOptions, SVIOptions
+from vinppl.fit import MCMCOptions, SVIOptions, fit_svi
 from vinppl.loading import build_model
 from vinppl.models import FreeDynamics, FreeDynamicsConfig, MassSpring
 
@@ -49,6 +56,18 @@ def test_guides_of_many_numbers_are_weighted() -> None:
     assert raw.effective_size == pytest.approx(200)
     assert weighted.effective_size < 200
     assert all(torch.equal(raw.draws[site], weighted.draws[site]) for site in raw.draws)
+
+
+@pytest.mark.filterwarnings("ignore::vinppl.errors.PerformanceWarning")  # weights of several particles
+def test_few_steps_arrive_far_from_the_mode() -> None:
+    # The mode of the weights' heavy-tailed prior is zero, many standard deviations from nearly all its draws.
+    data = simulated("mass_spring", num_trajectories=1, num_times=15)
+    model = build_model("NoisyStates", data, ["potential=random_features", "num_features=16"])
+    fix_parameters(model)
+    fast = replace(few_steps("full_rank"), guide="full_rank")
+    found, slow = (fit_svi(model, data, options) for options in (fast, replace(fast, learning_rate=None)))
+    assert found.best_loss < slow.best_loss - 0.5
+    assert few_steps("amortised").learning_rate is None  # networks learn at their own rate
 
 
 def test_chains_run_longer_where_draws_are_too_few() -> None:
