@@ -50,13 +50,17 @@ from vinppl.discrepancy import make_discrepancy
 from vinppl.dynamics import VIN
 from vinppl.emissions import NoiseName, make_emission
 from vinppl.equations import INITIAL_LINE, Equations, measurement_lines, signed_sum
-from vinppl.estimates import first_states, force_regression, noise_estimate
+from vinppl.estimates import first_states, force_regression, local_states, noise_estimate
 from vinppl.forces import CoulombFriction, Drive, LinearDamping
 from vinppl.potentials import FlatPotential
 from vinppl.priors import correlation_prior, initial_scales, log_normal, noise_prior, normal, state_scales
 from vinppl.state import PhaseState, Trajectory
 
 __all__ = ["DrivenMass", "DrivenMassConfig"]
+
+
+MIN_RESPONSE = 0.01
+"""Share of the accelerations that the known force must make up for a rough estimate of the mass."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,15 @@ class DrivenMass(PyroModule):
         force = float(self._known_force(data.control().values).square().mean().sqrt().clamp_min(1e-12))
         _, v_scale = state_scales(data)
         (per_force,) = force_regression(data, [lambda s: self._known_force(s.drive)]).tolist()
-        return force, float(v_scale[0]), 1 / max(per_force, 1e-6)
+        return force, float(v_scale[0]), 1 / max(per_force, self._least_response(data))
+
+    def _least_response(self, data: Trajectories) -> float:
+        """Return the acceleration per force below which rough estimates do not show the mass."""
+        states = local_states(data)
+        if not len(states.t):
+            return 1e-6
+        force = self._known_force(states.drive).square().mean().sqrt().clamp_min(1e-12)
+        return max(1e-6, MIN_RESPONSE * float(states.a.square().mean().sqrt() / force))
 
     def _known_force(self, drive: Tensor | None) -> Tensor:
         """Return the force by drives `(*batch, num_drives)`, shape `(*batch, 1)`."""
@@ -200,8 +212,16 @@ class DrivenMass(PyroModule):
         return Equations((f"m d²q/dt² = {force}", *self.discrepancy.equations, INITIAL_LINE, *noise), symbols)
 
     def initial_values(self, data: Trajectories) -> dict[str, Tensor]:
-        """Return rough values of the dynamical sites, to start inference from."""
+        """Return rough values, to start inference from: of the dynamical sites where the data show a mass."""
         q0, v0 = first_states(data)
+        values = {
+            "initial_position": q0,
+            "initial_velocity": v0,
+            "noise_scale": noise_estimate(data),
+            **self.discrepancy.initial_values(data),
+        }
+        if self.config.gain_error:
+            values["drive.gain"] = self.gain if self.gain.numel() > 1 else self.gain[0, 0]
         terms = [
             lambda s: self._known_force(s.drive),
             lambda s: -s.v,
@@ -209,19 +229,14 @@ class DrivenMass(PyroModule):
             lambda s: torch.ones_like(s.v),
         ]
         per_force, *rest = force_regression(data, terms).unbind()
-        mass = 1 / per_force.clamp_min(1e-9)
+        if float(per_force) < self._least_response(data):
+            return values
+        mass = 1 / per_force
         damping, friction, offset = (mass * x for x in rest)
         floor = 1e-3 * self._known_force(data.control().values).square().mean().sqrt()
-        values = {
-            "initial_position": q0,
-            "initial_velocity": v0,
+        return values | {
             "mass": mass,
             "damping.coefficient": damping.maximum(floor / self.v_scale[0]),
             "friction.coefficient": friction.maximum(floor),
             "drive.offset": offset,
-            "noise_scale": noise_estimate(data),
-            **self.discrepancy.initial_values(data),
         }
-        if self.config.gain_error:
-            values["drive.gain"] = self.gain if self.gain.numel() > 1 else self.gain[0, 0]
-        return values

@@ -218,6 +218,17 @@ def test_a_driven_mass_needs_a_gain_for_every_drive() -> None:
         build("DrivenMass", data, gain_error=-0.1)
 
 
+def test_a_force_that_does_not_show_in_the_motion_gives_no_estimate_of_the_mass() -> None:
+    # By least squares the mass would be negative: a start at a tiny inverse mass is 1e9, far from all priors.
+    data = data_for("DrivenMass")
+    (acceleration,) = torch.gradient(data.values[..., 1:], dim=1)
+    data = dataclasses.replace(data, drive=-acceleration)
+    model = build("DrivenMass", data)
+    assert set(model.initial_values(data)) == {"initial_position", "initial_velocity", "noise_scale"}
+    assert 1e-3 < float(prototype(model, data).nodes["mass"]["fn"].base_dist.loc.exp()) < 1e3
+    assert "mass" in build("DrivenMass", data_for("DrivenMass")).initial_values(data_for("DrivenMass"))
+
+
 def test_the_error_of_a_gain_is_a_part_of_that_of_the_mass() -> None:
     # The motion depends on the ratios of forces to the mass alone: the density along the line on which all of
     # them grow alike changes by the priors only.
