@@ -34,8 +34,8 @@ NUTS = MCMCOptions(num_chains=2, num_warmup=300, num_draws=400, num_workers=1)
 def few_steps(name: EngineName) -> SVIOptions:
     """Return options of SVI for many small fits, which start at a mode with the curvature there.
 
-    The coordinates of a full-rank guide have the posterior's scale, so that it can learn fast: in few steps it
-    comes near the best normal even where that is far from the mode (weights of random features).
+    The coordinates of a full-rank guide have the posterior's scale, so that it can learn fast: in few steps
+    it comes near the best normal even where that is far from the mode (weights of random features).
     """
     rate = 0.1 if name == "full_rank" else None
     return SVIOptions(num_steps=150, learning_rate=rate, num_particles=16, check_every=50)
